@@ -1,0 +1,148 @@
+"""What is written under each figure: n, interval, setting, hardware and all that is missing."""
+
+import pandas as pd
+
+from analysis import cells, style
+from analysis.cells import View
+
+BAR_FIGURES = {(1, 2): 7, (4, 8): 8, (16, 32): 9, (64, 128): 10, (256, 512): 11}
+MEMORY = {
+    "memory/peak_allocated_gib": "peak GPU memory",
+    "memory/peak_rss_gib": "peak memory of the process (CPU)",
+}
+_SCORES = ("eval/accuracy", "eval/f1_macro", "eval/precision_macro", "eval/recall_macro")
+
+
+def caption_alpha(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> str:
+    """Caption of Figure 3 (all-linear) or 4 (attention)."""
+    number = {"all_linear": "Figure 3", "attention": "Figure 4"}.get(target, "Figure")
+    view = cells.alpha_view(table, model, task, target)
+    what = f"scores against α at r = {cells.ALPHA_RANK}, {style.target(target).name} layers"
+    return _caption(view, number, what, _SCORES, lines=True)
+
+
+def caption_rank(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> str:
+    """Caption of Figure 5 (all-linear) or 6 (attention)."""
+    number = {"all_linear": "Figure 5", "attention": "Figure 6"}.get(target, "Figure")
+    view = cells.rank_view(table, model, task, [target])
+    what = f"scores against the rank r at α = 2r, {style.target(target).name} layers"
+    return _caption(view, number, what, _SCORES, lines=True)
+
+
+def caption_bars(
+    table: pd.DataFrame, model: str, task: str, ranks: tuple[int, int] = (1, 2)
+) -> str:
+    """Caption of Figures 7 to 11."""
+    number = f"Figure {BAR_FIGURES[ranks]}" if ranks in BAR_FIGURES else "Figure"
+    what = f"LoRA and QLoRA on all-linear and attention layers at r = {ranks[0]} and {ranks[1]}"
+    view = bars_view(table, model, task, ranks)
+    return _caption(view, number, f"{what}, α = 2r", _SCORES, lines=False)
+
+
+def caption_overview(table: pd.DataFrame, model: str, task: str) -> str:
+    """Caption of the overview."""
+    view = cells.overview_view(table, model, task)
+    memory = memory_metric(view)
+    what = f"accuracy, F1, {MEMORY[memory]} and training time against the rank r at α = 2r"
+    metrics = (*_SCORES[:2], memory, "time/train_s")
+    return _caption(view, "Overview", what, metrics, lines=True)
+
+
+def bars_view(table: pd.DataFrame, model: str, task: str, ranks: tuple[int, int]) -> View:
+    """The paper's four method and target pairs at two ranks."""
+    return cells.rank_view(table, model, task, ["all_linear", "attention"], ranks)
+
+
+def memory_metric(view: View) -> str:
+    """GPU memory where any trial has it, else the memory of the process."""
+    return next((name for name in MEMORY if view.done[name].notna().any()), list(MEMORY)[-1])
+
+
+def nothing(view: View) -> str:
+    """Why a figure is not drawn."""
+    return f"no finished trial of {view.model} on {view.task} for it; " + "; ".join(notes(view))
+
+
+def notes(view: View) -> list[str]:
+    """What belongs inside the picture too: cells without a result, and left-out settings."""
+    found = cells.gaps(view)
+    if view.left_out:
+        found.append("other settings left out: see the caption")
+    return found
+
+
+def _caption(
+    view: View, number: str, what: str, metrics: tuple[str, ...], *, lines: bool
+) -> str:
+    head = f"**{number}.** {view.model} on {view.task}: {what}."
+    if view.done.empty:
+        return f"**{number}: not drawn.** {_sentence(nothing(view))}"
+    parts = [
+        head,
+        _sentence(_count(view)),
+        _sentence(_spread(view, lines)),
+        _sentence(_setting(view)),
+        _sentence(_hardware(view)),
+        _sentence(_references(view)),
+        *map(_sentence, cells.gaps(view)),
+        *map(_sentence, cells.unmeasured(view, metrics)),
+    ]
+    if view.left_out:
+        parts.append(_sentence("left out: " + "; ".join(view.left_out)))
+    return " ".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text if text.startswith('n =') else text[0].upper() + text[1:]}."
+
+
+def _seeds(view: View) -> "pd.Series[int]":
+    """Finished trials of every cell that has one."""
+    return view.done.groupby(["method", "target", view.axis]).size()
+
+
+def _count(view: View) -> str:
+    counts = _seeds(view)
+    low, high = int(counts.min()), int(counts.max())
+    seeds = f"{low}" if low == high else f"{low} to {high}"
+    return f"n = {len(view.done)} finished trials, {seeds} seed{'s' if high > 1 else ''} a point"
+
+
+def _spread(view: View, lines: bool) -> str:
+    counts = _seeds(view)
+    shape = "Lines join means" if lines else "Bars are means from zero"
+    if counts.max() == 1:
+        return "One seed, no interval: differences between neighbouring points may be chance"
+    text = f"{shape}; whiskers are 95 % t intervals over seeds"
+    if counts.min() <= 5:
+        text += ", small open dots the seeds"
+    if counts.min() == 1:
+        text += "; points with one seed have no interval"
+    return text
+
+
+def _setting(view: View) -> str:
+    said = dict(view.setting)
+    train, test = said.pop("train_size", "none"), said.pop("eval_size", "none")
+    extra = said.pop("settings", "")
+    data = [
+        "every training example" if train == "none" else f"{train} training examples",
+        "evaluated on every example" if test == "none" else f"evaluated on {test} examples",
+    ]
+    parts = [f"{name.replace('_', ' ')} {value}" for name, value in said.items()]
+    return "Setting: " + ", ".join([*data, *parts, *([extra] if extra else [])])
+
+
+def _hardware(view: View) -> str:
+    devices = sorted(view.done["device"].dropna().unique())
+    engines = sorted(view.done["engine"].dropna().unique())
+    return f"Hardware: {', '.join(devices) or 'not recorded'} (engine: {', '.join(engines)})"
+
+
+def _references(view: View) -> str:
+    found = view.references
+    base = found[found["method"] == "base"]
+    if base.empty:
+        return "No comparable run of the untrained base model"
+    accuracy = cells.reference(view, "base", "eval/accuracy")
+    return f"Dashed: base model, untrained, accuracy {accuracy:.3f}, n = {len(base)}"

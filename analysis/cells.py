@@ -1,0 +1,321 @@
+"""Which trials a figure shows, their means and intervals, and what the record lacks for it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats  # type: ignore[import-untyped]
+
+from analysis import style
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+ALPHAS = (8, 16, 32, 64)
+ALPHA_RANK = 8
+METHODS = ("lora", "qlora")
+STATES = {"oom": "out of memory"}  # in words, where the record's are not
+
+# Settings that all series of a figure must share, and those that each series has for itself.
+_SHARED = (
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "train_size",
+    "eval_size",
+    "max_length",
+    "precision",
+    "head",
+    "settings",
+)
+_OWN = ("quant", "variant")
+
+Series = tuple[str, str]  # method, target
+
+
+@dataclass(frozen=True)
+class View:
+    """The trials of one figure.
+
+    Attributes:
+        axis: ``r`` or ``alpha``.
+        xs: every x the figure has room for, whether or not a trial is there.
+        series: method and target of every line or bar.
+        rows: the trials in any state, all under one ``setting``.
+        references: finished trials without a rank (``base``, ``fft``), made comparably.
+        left_out: what else the record holds, in words.
+    """
+
+    model: str
+    task: str
+    axis: str
+    xs: tuple[float, ...]
+    series: tuple[Series, ...]
+    rows: pd.DataFrame
+    references: pd.DataFrame
+    setting: dict[str, str]
+    left_out: tuple[str, ...]
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The finished trials."""
+        return self.rows[self.rows["state"] == "done"]
+
+    def cell(self, series: Series, x: float) -> pd.DataFrame:
+        """All trials of one method and target at one x: one a seed."""
+        rows = self.rows
+        here = (rows["method"] == series[0]) & (rows["target"] == series[1])
+        return rows[here & (rows[self.axis] == x)]
+
+    def state(self, series: Series, x: float) -> str:
+        """``done`` if any seed is; else how the first one ended; else ``not run``."""
+        states = list(self.cell(series, x)["state"])
+        return "done" if "done" in states else states[0] if states else "not run"
+
+
+def alpha_view(table: pd.DataFrame, model: str, task: str, target: str) -> View:
+    """Select LoRA and QLoRA at r = 8 and any alpha (Figures 3 and 4)."""
+    rows = _of(table, model, task)
+    rows = rows[(rows["r"] == ALPHA_RANK) & (rows["target"] == target)]
+    rows = rows[rows["method"].isin(METHODS)]
+    series = [(method, target) for method in METHODS]
+    return _view(table, rows, (model, task, "alpha"), ALPHAS, series)
+
+
+def rank_view(
+    table: pd.DataFrame,
+    model: str,
+    task: str,
+    targets: Sequence[str],
+    ranks: Sequence[float] | None = None,
+) -> View:
+    """Select LoRA and QLoRA at alpha = 2r (Figures 5 to 11); no ``ranks`` means all."""
+    rows = _of(table, model, task)
+    rows = rows[(rows["alpha"] == 2 * rows["r"]) & rows["method"].isin(METHODS)]
+    rows = rows[rows["target"].isin(targets)]
+    series = [(method, target) for method in METHODS for target in targets]
+    # The setting is chosen over all ranks, so that Figures 5 to 11 show the same trials.
+    view = _view(table, rows, (model, task, "r"), RANKS, series)
+    return view if ranks is None else _at(view, ranks)
+
+
+def overview_view(table: pd.DataFrame, model: str, task: str) -> View:
+    """Select every method with an adapter on every target at alpha = 2r."""
+    rows = _of(table, model, task)
+    rows = rows[rows["alpha"] == 2 * rows["r"]]
+    found = rows[["method", "target"]].drop_duplicates().itertuples(index=False, name=None)
+    series = sorted(((str(m), str(t)) for m, t in found), key=_usual_order)
+    view = _view(table, rows, (model, task, "r"), RANKS, series)
+    return _one_device(view)
+
+
+def values(view: View, series: Series, metric: str) -> pd.DataFrame:
+    """One row a seed: ``x`` and the metric's ``value``, finished trials that have it."""
+    rows = view.done
+    here = (rows["method"] == series[0]) & (rows["target"] == series[1])
+    found = rows.loc[here, [view.axis, metric]].dropna()
+    return found.set_axis(["x", "value"], axis="columns").reset_index(drop=True)
+
+
+def points(view: View, series: Series, metric: str) -> pd.DataFrame:
+    """Mean over seeds at every x of the view; NaN where there is nothing.
+
+    Returns:
+        Index x; columns ``mean``, ``low`` and ``high`` (95 % t interval), ``n``.
+    """
+    cells = values(view, series, metric).groupby("x")["value"]
+    rows = {x: (float(v.mean()), *interval(v.to_numpy()), len(v)) for x, v in cells}
+    blank = (np.nan, np.nan, np.nan, 0)
+    return pd.DataFrame(
+        [rows.get(x, blank) for x in view.xs],
+        index=pd.Index(view.xs, name="x"),
+        columns=pd.Index(["mean", "low", "high", "n"]),
+    )
+
+
+def extent(view: View, metric: str) -> tuple[float, float]:
+    """Lowest and highest of all that is drawn against the axis: seeds, intervals, full tuning."""
+    ends = [reference(view, "fft", metric)]
+    for series in view.series:
+        found = points(view, series, metric)
+        seeds = values(view, series, metric)["value"]
+        ends += [found["low"].min(), found["high"].max(), seeds.min(), seeds.max()]
+    return float(np.nanmin(ends)), float(np.nanmax(ends))
+
+
+def reference(view: View, method: str, metric: str) -> float:
+    """Mean of a method without ranks, NaN where there is none."""
+    return float(view.references.loc[view.references["method"] == method, metric].mean())
+
+
+def interval(sample: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
+    """95 % t interval of the mean; NaN for fewer than two values."""
+    n = len(sample)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(sample, ddof=1)) / n**0.5
+    mean = float(np.mean(sample))
+    return mean - half, mean + half
+
+
+def most_common(
+    rows: pd.DataFrame, columns: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+    """Keep the trials of the commonest combination of settings.
+
+    The one that fills most cells (method, target, r, alpha) wins, then the one with most
+    trials: ten seeds of one cell do not push out a sweep over ten ranks.
+
+    Returns:
+        Those trials, their settings as text, and a phrase about each combination left out.
+    """
+    if rows.empty:
+        return rows, {}, []
+    texts = list(zip(*(rows[column].map(_say) for column in columns), strict=True))
+    combination = pd.Series(texts, index=rows.index)
+    done = rows["state"] == "done"
+    cell = rows[["method", "target", "r", "alpha"]].apply(tuple, axis="columns").astype(str)
+
+    def weight(one: tuple[str, ...]) -> tuple[int, int, int]:
+        here = combination == one
+        return cell[here & done].nunique(), int((here & done).sum()), int(here.sum())
+
+    ordered = sorted(set(texts))
+    best = max(ordered, key=weight)
+    left = [
+        _left_out(columns, one, best, int((combination == one).sum()))
+        for one in ordered
+        if one != best
+    ]
+    chosen = dict(zip(columns, best, strict=True))
+    return rows[combination == best], chosen, left
+
+
+def gaps(view: View) -> list[str]:
+    """Name what the record lacks for this view: ``not run: QLoRA r = 128, 256``."""
+    found: dict[str, dict[Series, list[tuple[float, str]]]] = {}
+    for series in view.series:
+        for x in view.xs:
+            states = list(view.cell(series, x)["state"]) or ["not run"]
+            for state in sorted(set(states) - {"done"}):
+                share = f" ({states.count(state)} of {len(states)} seeds)"
+                cell = x, "" if len(set(states)) == 1 else share
+                found.setdefault(state, {}).setdefault(series, []).append(cell)
+    return [
+        f"{STATES.get(state, state)}: " + "; ".join(_name_cells(view, series, cells) for series, cells in where.items())
+        for state, where in sorted(found.items())
+    ]
+
+
+def unmeasured(view: View, metrics: Iterable[str]) -> list[str]:
+    """Name the metrics that finished trials lack."""
+    done = view.done
+    lacking = {metric: int(done[metric].isna().sum()) for metric in metrics}
+    return [
+        f"no {metric} in the record for {count} of {len(done)} trials"
+        for metric, count in lacking.items()
+        if count
+    ]
+
+
+def series_name(series: Series) -> str:
+    """``LoRA, attention``."""
+    return f"{style.method(series[0]).name}, {style.target(series[1]).name}"
+
+
+def _of(table: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
+    return table[(table["model"] == model) & (table["task"] == task)]
+
+
+def _usual_order(series: Series) -> tuple[int, str, int, str]:
+    """LoRA before QLoRA before others; all-linear before attention before others."""
+    places = [*METHODS, "all_linear", "attention"]
+    rank = [places.index(name) if name in places else len(places) for name in series]
+    return rank[0], series[0], rank[1], series[1]
+
+
+def _view(
+    table: pd.DataFrame,
+    rows: pd.DataFrame,
+    place: tuple[str, str, str],
+    grid: Sequence[float],
+    series: Sequence[Series],
+) -> View:
+    """Settle on one combination of settings and gather what compares with it."""
+    model, task, axis = place
+    rows, setting, left_out = most_common(rows, _SHARED)
+    parts = []
+    for method, target in series:
+        own = rows[(rows["method"] == method) & (rows["target"] == target)]
+        own, chosen, left = most_common(own, _OWN)
+        parts.append(own)
+        left_out += [f"{series_name((method, target))}: {text}" for text in left]
+        if chosen.get("quant", "none") != "none":
+            setting[f"{style.method(method).name} base"] = chosen["quant"]
+    rows = pd.concat(parts) if parts else rows
+    xs = tuple(sorted({*map(float, grid), *rows[axis].dropna()}))
+    references = _references(_of(table, model, task), setting)
+    return View(
+        model, task, axis, xs, tuple(series), rows, references, setting, tuple(left_out)
+    )
+
+
+def _references(rows: pd.DataFrame, setting: dict[str, str]) -> pd.DataFrame:
+    """Trials of ``base`` and ``fft`` on the same data as the figure's."""
+    rows = rows[(rows["state"] == "done") & rows["method"].isin(["base", "fft"])]
+    for column in ("eval_size", "max_length"):
+        rows = rows[rows[column].map(_say) == setting.get(column)]
+    base = rows[rows["method"] == "base"]
+    base, _, _ = most_common(base, ("precision", "quant", "settings", "variant"))
+    trained = rows[rows["method"] == "fft"]
+    trained = trained[trained["train_size"].map(_say) == setting.get("train_size")]
+    trained, _, _ = most_common(trained, ("learning_rate", "epochs", "batch_size", "settings"))
+    return pd.concat([base, trained])
+
+
+def _one_device(view: View) -> View:
+    """Blank time and memory taken on any but the commonest device: they do not compare."""
+    devices = view.done["device"].value_counts().sort_index(kind="stable")
+    if len(devices) < 2:
+        return view
+    main = str(devices.idxmax())
+    measures = [c for c in view.rows.columns if c.startswith(("time/", "memory/"))]
+    rows, references = view.rows.copy(), view.references.copy()
+    for frame in (rows, references):
+        frame.loc[frame["device"] != main, measures] = np.nan
+    others = ", ".join(str(device) for device in devices.index if device != main)
+    note = f"time and memory of the trials on {others} (drawn: {main})"
+    return replace(view, rows=rows, references=references, left_out=(*view.left_out, note))
+
+
+def _at(view: View, ranks: Sequence[float]) -> View:
+    """Narrow a view to some ranks."""
+    rows = view.rows[view.rows["r"].isin(ranks)]
+    return replace(view, rows=rows, xs=tuple(map(float, ranks)))
+
+
+def _say(value: object) -> str:
+    """A setting as text; numbers without needless digits."""
+    if isinstance(value, float | int):
+        return "none" if value != value else f"{value:,.10g}"
+    return "none" if value is None or pd.isna(value) else str(value)
+
+
+def _left_out(columns: Sequence[str], one: Sequence[str], best: Sequence[str], n: int) -> str:
+    """``3 trials with learning rate 0.001 (drawn: 0.002)``."""
+    differs = [
+        f"{column.replace('_', ' ')} {value or 'as usual'} (drawn: {drawn or 'as usual'})"
+        for column, value, drawn in zip(columns, one, best, strict=True)
+        if value != drawn
+    ]
+    return f"{n} trial{'s' if n > 1 else ''} with {', '.join(differs)}"
+
+
+def _name_cells(view: View, series: Series, cells: Sequence[tuple[float, str]]) -> str:
+    """``QLoRA r = 128, 256 (1 of 3 seeds)``."""
+    axis = "r" if view.axis == "r" else "α"
+    several = len({target for _, target in view.series}) > 1
+    name = series_name(series) if several else style.method(series[0]).name
+    if [x for x, share in cells if not share] == list(view.xs):
+        return f"{name} at every {axis}"
+    return f"{name} {axis} = {', '.join(f'{x:g}{share}' for x, share in cells)}"

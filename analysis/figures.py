@@ -1,0 +1,345 @@
+"""The pictures: pure functions from the tidy table to a matplotlib figure.
+
+Figures 3 to 11 of Patil et al. 2025 for any model and task, and an overview of score, memory
+and time. What the record lacks stays blank and is named; nothing is interpolated.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import captions, cells, style
+from analysis.cells import Series, View
+from lorasweep.errors import RecordError, RequestError
+
+FEW_SEEDS = 5  # so many are all shown
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: what it shows and whether its scale starts at zero."""
+
+    metric: str
+    title: str
+    from_zero: bool = False
+
+
+SCORES = (
+    Panel("eval/accuracy", "accuracy"),
+    Panel("eval/f1_macro", "F1 (macro)"),
+    Panel("eval/precision_macro", "precision (macro)"),
+    Panel("eval/recall_macro", "recall (macro)"),
+)
+
+
+def plot_alpha(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> Figure:
+    """Figures 3 and 4: four scores against alpha at r = 8, LoRA and QLoRA on one target."""
+    view = _drawable(cells.alpha_view(table, model, task, target))
+    what = f"score against α at r = {cells.ALPHA_RANK}, {style.target(target).name} layers"
+    return _line_figure(view, SCORES, what)
+
+
+def plot_rank(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> Figure:
+    """Figures 5 and 6: four scores against the rank at alpha = 2r, LoRA and QLoRA."""
+    view = _drawable(cells.rank_view(table, model, task, [target]))
+    what = f"score against rank at α = 2r, {style.target(target).name} layers"
+    return _line_figure(view, SCORES, what)
+
+
+def plot_bars(
+    table: pd.DataFrame, model: str, task: str, ranks: tuple[int, int] = (1, 2)
+) -> Figure:
+    """Figures 7 to 11: four scores of four method and target pairs, one panel a rank."""
+    view = _drawable(captions.bars_view(table, model, task, ranks))
+    with style.context():
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+        both = figure.subplots(1, 2, sharey=True)
+        for letter, axes, rank in zip("ab", both, ranks, strict=True):
+            _bars(axes, view, float(rank))
+            axes.set_title(f"({letter}) r = {rank}", loc="left")
+        both[0].set_ylabel("score")
+        _finish(figure, view, f"four scores at r = {ranks[0]} and {ranks[1]}, α = 2r")
+    return figure
+
+
+def plot_overview(table: pd.DataFrame, model: str, task: str) -> Figure:
+    """Accuracy, F1, peak memory and training time against the rank, all methods and targets."""
+    view = _drawable(cells.overview_view(table, model, task))
+    memory = captions.memory_metric(view)
+    panels = (
+        *SCORES[:2],
+        Panel(memory, f"{captions.MEMORY[memory]} (GiB)", from_zero=True),
+        Panel("time/train_s", "training time (s)", from_zero=True),
+    )
+    return _line_figure(view, panels, "score and cost against rank at α = 2r")
+
+
+# Every figure: file name, picture, caption.
+Draw = Callable[[pd.DataFrame, str, str], Figure]
+Tell = Callable[[pd.DataFrame, str, str], str]
+FIGURES: dict[str, tuple[Draw, Tell]] = {
+    "fig03_alpha_all_linear": (
+        partial(plot_alpha, target="all_linear"),
+        partial(captions.caption_alpha, target="all_linear"),
+    ),
+    "fig04_alpha_attention": (
+        partial(plot_alpha, target="attention"),
+        partial(captions.caption_alpha, target="attention"),
+    ),
+    "fig05_rank_all_linear": (
+        partial(plot_rank, target="all_linear"),
+        partial(captions.caption_rank, target="all_linear"),
+    ),
+    "fig06_rank_attention": (
+        partial(plot_rank, target="attention"),
+        partial(captions.caption_rank, target="attention"),
+    ),
+    **{
+        f"fig{number:02}_r{ranks[0]}_r{ranks[1]}": (
+            partial(plot_bars, ranks=ranks),
+            partial(captions.caption_bars, ranks=ranks),
+        )
+        for ranks, number in captions.BAR_FIGURES.items()
+    },
+    "overview": (plot_overview, captions.caption_overview),
+}
+
+
+def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
+    """Draw every figure of every model and task into ``out/<model>_<task>/``.
+
+    A figure without a finished trial is not drawn, and an older picture of it is removed:
+    ``captions.md`` says so instead.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RecordError: the disk refused.
+    """
+    written: list[Path] = []
+    places = table[["model", "task"]].drop_duplicates().sort_values(["model", "task"])
+    try:
+        for model, task in places.itertuples(index=False, name=None):
+            written += _draw_place(table, model, task, out / f"{model}_{task}".replace("/", "-"))
+    except OSError as error:
+        raise RecordError(f"The figures could not be written to {out}: {error}.") from error
+    return written
+
+
+def _draw_place(table: pd.DataFrame, model: str, task: str, folder: Path) -> list[Path]:
+    written: list[Path] = []
+    text = [f"# {model} on {task}", ""]
+    for stem, (draw, tell) in FIGURES.items():
+        try:
+            written += style.save(draw(table, model, task), folder / stem)
+            text += [f"![{stem}]({stem}.png)", ""]
+        except RequestError:  # nothing to draw: the caption says so
+            for suffix in (".pdf", ".png"):
+                (folder / stem).with_suffix(suffix).unlink(missing_ok=True)
+        text += [tell(table, model, task), ""]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "captions.md").write_text("\n".join(text), encoding="utf-8")
+    return [*written, folder / "captions.md"]
+
+
+def _drawable(view: View) -> View:
+    if view.done.empty:
+        raise RequestError([captions.nothing(view)])
+    return view
+
+
+def _line_figure(view: View, panels: Sequence[Panel], what: str) -> Figure:
+    """Four panels, a line a series, the same x axis below all."""
+    size = (5.5, 4.5) if len(view.series) <= 2 else (7.2, 5.4)
+    with style.context():
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(2, 2, sharex=True)
+        for letter, axes, panel in zip("abcd", grid.flat, panels, strict=True):
+            label = "rank r" if view.axis == "r" else "α"
+            style.log2_axis(axes, view.xs, label if letter in "cd" else "")
+            _lines(axes, view, panel)
+            axes.set_title(f"({letter}) {panel.title}", loc="left")
+        _finish(figure, view, what)
+    return figure
+
+
+def _lines(axes: Axes, view: View, panel: Panel) -> None:
+    middle = (len(view.series) - 1) / 2
+    several = len({target for _, target in view.series}) > 1
+    for number, series in enumerate(view.series):
+        look, layers = style.method(series[0]), style.target(series[1])
+        found = cells.points(view, series, panel.metric)
+        axes.plot(
+            found.index.to_numpy(),
+            found["mean"].to_numpy(),
+            color=look.colour,
+            marker=look.marker,
+            linestyle=layers.line if several else look.line,
+            markerfacecolor=look.colour if layers.filled or not several else "white",
+            markeredgecolor="white" if layers.filled or not several else look.colour,
+            markeredgewidth=0.5 if layers.filled or not several else 0.9,
+            label=cells.series_name(series) if several else look.name,
+            zorder=3,
+        )
+        # Means stand at their x; seeds and intervals beside them, or scores would hide each other.
+        aside = 1.0 if panel.from_zero else 2 ** (0.2 * (number - middle))
+        place = {x: x * aside for x in view.xs}
+        _spread(axes, view, series, panel.metric, place, above=not panel.from_zero)
+    _reference_lines(axes, view, panel.metric)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+    else:
+        base = cells.reference(view, "base", panel.metric)
+        style.score_axis(axes, *cells.extent(view, panel.metric), base)
+    _failures(axes, view, panel.metric)
+
+
+def _spread(
+    axes: Axes,
+    view: View,
+    series: Series,
+    metric: str,
+    place: dict[float, float],
+    above: bool = True,
+) -> None:
+    """Interval over seeds, and every seed where they are few; ``place`` moves x aside."""
+    found = cells.points(view, series, metric)
+    found = found[(found["n"] > 1) & found.index.isin(list(place))]
+    if found.empty:
+        return
+    colour = style.method(series[0]).dark
+    around = found[["low", "high"]].sub(found["mean"], axis="index").abs().to_numpy().T
+    where = [place[x] for x in found.index]
+    layer = 4 if above else 2
+    axes.errorbar(
+        where, found["mean"], yerr=around, fmt="none", ecolor=colour, elinewidth=0.8, zorder=layer
+    )
+    seeds = cells.values(view, series, metric)
+    seeds = seeds[seeds["x"].isin(found.index[found["n"] <= FEW_SEEDS])]
+    axes.scatter(
+        seeds["x"].map(place),
+        seeds["value"],
+        s=4.5,
+        facecolor="white",
+        edgecolor=colour,
+        linewidth=0.5,
+        zorder=layer + 0.5,
+    )
+
+
+def _failures(axes: Axes, view: View, metric: str) -> None:
+    """Write into the axes how trials ended where none finished, clear of the other series."""
+    found = [cells.points(view, series, metric)["mean"] for series in view.series]
+    for x in view.xs:
+        states = [(series, view.state(series, x)) for series in view.series]
+        lost = [(series, state) for series, state in states if state not in ("done", "not run")]
+        heights = [style.height(axes, x, mean[x]) for mean in found]
+        low = not any(height < 0.45 for height in heights)
+        for number, (series, state) in enumerate(lost):
+            axes.text(
+                x * 2 ** (0.45 * (number - (len(lost) - 1) / 2)),
+                0.03 if low else 0.98,
+                cells.STATES.get(state, state),
+                transform=axes.get_xaxis_transform(),
+                rotation=90,
+                ha="center",
+                va="bottom" if low else "top",
+                size=6,
+                color=style.method(series[0]).dark,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                zorder=1.5,
+            )
+
+
+def _reference_lines(axes: Axes, view: View, metric: str) -> None:
+    for method in ("base", "fft"):
+        look, level = style.method(method), cells.reference(view, method, metric)
+        # Evaluation alone has no training time and no comparable memory.
+        if np.isnan(level) or (method == "base" and not metric.startswith("eval/")):
+            continue
+        axes.axhline(level, color=look.colour, linestyle=look.line, linewidth=1, label=look.name)
+
+
+def _bars(axes: Axes, view: View, rank: float) -> None:
+    """Four groups (scores) of four bars (method and target)."""
+    width = 0.8 / len(view.series)
+    for number, series in enumerate(view.series):
+        look, layers = style.method(series[0]), style.target(series[1])
+        places = np.arange(len(SCORES)) + (number - (len(view.series) - 1) / 2) * width
+        means = [cells.points(view, series, p.metric).at[rank, "mean"] for p in SCORES]
+        axes.bar(
+            places,
+            means,
+            0.94 * width,
+            facecolor=look.colour if layers.filled else "white",
+            edgecolor=look.colour,
+            hatch=layers.hatch,
+            linewidth=0.7,
+            label=cells.series_name(series),
+        )
+        for x, mean, panel in zip(places, means, SCORES, strict=True):
+            if np.isnan(mean):
+                _blank_bar(axes, x, view.state(series, rank))
+            _spread(axes, view, series, panel.metric, {rank: float(x)})
+    _base_marks(axes, view)
+    axes.set_xticks(range(len(SCORES)), [panel.title.split()[0] for panel in SCORES])
+    axes.tick_params(axis="x", length=0)
+
+
+def _blank_bar(axes: Axes, x: float, state: str) -> None:
+    text = "no value" if state == "done" else cells.STATES.get(state, state)
+    axes.text(x, 0.01, text, rotation=90, ha="center", va="bottom", size=6, color=style.GREY)
+
+
+def _base_marks(axes: Axes, view: View) -> None:
+    """The untrained model's score across each group."""
+    look, label = style.method("base"), style.method("base").name
+    for group, panel in enumerate(SCORES):
+        level = cells.reference(view, "base", panel.metric)
+        if not np.isnan(level):
+            axes.plot(
+                [group - 0.45, group + 0.45],
+                [level, level],
+                color=style.INK,
+                linestyle=look.line,
+                linewidth=1,
+                label=label,
+                zorder=6,
+            )
+            label = "_again"
+
+
+def _finish(figure: Figure, view: View, what: str) -> None:
+    """Title, one legend for all panels, and a footnote that names what is missing."""
+    found: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    last = [style.method(name).name for name in ("fft", "base")]
+    labels = {label: found[label] for label in sorted(found, key=lambda label: label in last)}
+    figure.legend(
+        list(labels.values()),
+        list(labels),
+        title=f"{view.model} on {view.task}: {what}",
+        title_fontsize=9,
+        alignment="left",
+        loc="outside upper left",
+        ncols=5 if figure.get_figwidth() > 7 else 3,
+    )
+    notes = captions.notes(view)
+    if any(axes.get_ylim()[0] > 0 for axes in figure.axes):
+        notes.append("score axes do not start at zero")
+    if any(axes.get_yscale() != "linear" for axes in figure.axes):
+        notes.append("below // the scale is compressed")
+    if notes:
+        lines = textwrap.wrap(" · ".join(notes), int(figure.get_figwidth() * 21))
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", size=6.5, color=style.GREY)

@@ -1,0 +1,78 @@
+"""The command line around Hydra: errors as sentences, all of them at once, exit codes that mean something."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorasweep import config, errors
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+_HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
+_COMPLETION = ("--shell-completion", "-sc")
+_STUDY = ("study=", "+study=")
+
+
+def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
+    """Run Hydra's main and return the exit code.
+
+    Args:
+        hydra_main: the function that ``hydra.main`` decorated; reads ``sys.argv``.
+        arguments: what was typed, without the program's name.
+    """
+    config.register()
+    try:
+        if any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
+            hydra_main()
+            return errors.DONE
+        refuse_words(arguments)
+        # Hydra would print its own traceback; with this it lets errors through to us.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        hydra_main()
+        return errors.DONE
+    except KeyboardInterrupt:
+        return errors.STOPPED
+    except errors.LorasweepError as error:
+        return explain(error)
+    except OSError as error:
+        return explain(errors.RecordError(f"{error.filename or 'disk'}: {error.strerror or error}"))
+
+
+def explain(error: errors.LorasweepError) -> int:
+    """Print what was wrong, a line a problem, and return the exit code."""
+    problems = error.problems if isinstance(error, errors.RequestError) else [str(error)]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if isinstance(error, errors.RequestError):
+        print("nothing was started", file=sys.stderr)
+    return error.exit_code
+
+
+def refuse_words(arguments: Sequence[str]) -> None:
+    """Check the words of the request before Hydra does, so that all problems come at once.
+
+    Raises:
+        RequestError: a word is wrong; holds the problems of the rest of the request too.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from lorasweep import app, space
+
+    overrides = [a for a in arguments if not a.startswith("-")]
+    multirun = any(a in ("-m", "--multirun") for a in arguments)
+    problems: list[str] = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composer = space.Composer(GlobalHydra.instance().config_loader())
+        read = space.read(overrides, {}, composer, problems)
+        if read.axes and not multirun and not any(f.startswith(_STUDY) for f in read.fixed):
+            keys = ", ".join(k for axis in read.axes for k in axis.keys)
+            problems.append(f"{keys}: a list of values needs -m (python sweep.py -m …)")
+        if not problems:
+            return
+        try:
+            app.trials_of(overrides, {}, composer)
+        except errors.RequestError as error:
+            problems += error.problems
+    raise errors.RequestError(problems)

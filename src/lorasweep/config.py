@@ -1,0 +1,312 @@
+"""The types of every setting, and the checks that span several of them.
+
+Defaults are not here: they are in ``conf/``. ``problems`` collects everything that is wrong
+with a trial, so that a user mends a command once, not once per mistake.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+from lorasweep.models import roles
+from lorasweep.trial import Config
+
+
+class Precision(StrEnum):
+    """Number format of weights and arithmetic."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Quant(StrEnum):
+    """Number format of a quantised base (bitsandbytes)."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int8 = "int8"
+
+
+class Head(StrEnum):
+    """What happens to the classification head beside an adapter.
+
+    ``full`` trains a copy of it; ``full_lora`` trains a copy that also carries a low-rank
+    update, which is how the paper's parameter counts come about.
+    """
+
+    full = "full"
+    full_lora = "full_lora"
+
+
+class Source(StrEnum):
+    """Where a base comes from."""
+
+    package = "package"
+    hub = "hub"
+    path = "path"
+    random = "random"
+
+
+class Trains(StrEnum):
+    """Which weights a method trains."""
+
+    everything = "everything"
+    adapter = "adapter"
+
+
+@dataclass
+class Model:
+    name: str = MISSING
+    source: Source = MISSING
+    package: str | None = MISSING
+    version: str | None = MISSING
+    path: str | None = MISSING
+    id: str | None = MISSING
+    revision: str | None = MISSING
+    tokenizer: str | None = MISSING
+    precision: Precision = MISSING
+    learning_rate: float = MISSING
+    shape: dict[str, Any] = MISSING
+
+
+@dataclass
+class Method:
+    name: str = MISSING
+    trains: Trains | None = MISSING
+    quant: Quant | None = MISSING
+    double_quant: bool = MISSING
+    compute_dtype: Precision = MISSING
+    kbit_prepare: bool = MISSING
+
+
+@dataclass
+class Target:
+    name: str = MISSING
+    roles: list[str] = MISSING
+    head: Head = MISSING
+
+
+@dataclass
+class Task:
+    name: str = MISSING
+    source: str = MISSING
+    id: str | None = MISSING
+    revision: str | None = MISSING
+    config: str | None = MISSING
+    train_split: str | None = MISSING
+    eval_split: str | None = MISSING
+    train_file: str | None = MISSING
+    eval_file: str | None = MISSING
+    eval_fraction: float | None = MISSING
+    text: str = MISSING
+    text_pair: str | None = MISSING
+    label: str = MISSING
+    train_size: int | None = MISSING
+    eval_size: int | None = MISSING
+    subset_seed: int = MISSING
+
+
+@dataclass
+class Train:
+    epochs: float = MISSING
+    max_steps: int | None = MISSING
+    batch_size: int = MISSING
+    accumulation: int = MISSING
+    eval_batch_size: int = MISSING
+    learning_rate: float = MISSING
+    schedule: str = MISSING
+    warmup: float = MISSING
+    weight_decay: float = MISSING
+    optimizer: str = MISSING
+    max_grad_norm: float = MISSING
+    max_length: int = MISSING
+    padding: str = MISSING
+    order: str = MISSING
+    precision: Precision = MISSING
+    checkpointing: bool = MISSING
+    eval_every: int | None = MISSING
+    patience: int | None = MISSING
+
+
+@dataclass
+class Lora:
+    # Checked with the other settings of a trial, where "2.5" can be answered in a sentence.
+    r: Any = MISSING
+    alpha: Any = MISSING
+    dropout: float = MISSING
+
+
+@dataclass
+class Engine:
+    name: str = MISSING
+    save_adapter: bool = MISSING
+
+
+@dataclass
+class Sampler:
+    name: str = MISSING
+    zip: list[Any] = MISSING
+
+
+@dataclass
+class Executor:
+    name: str = MISSING
+
+
+@dataclass
+class Tracking:
+    name: str = MISSING
+    uri: str = MISSING
+
+
+@dataclass
+class Root:
+    name: str = MISSING
+    seed: int = MISSING
+    output_dir: str = MISSING
+    resume: str = MISSING
+    model: Model = MISSING
+    method: Method = MISSING
+    target: Target = MISSING
+    task: Task = MISSING
+    train: Train = MISSING
+    lora: Lora = MISSING
+    engine: Engine = MISSING
+    sampler: Sampler = MISSING
+    executor: Executor = MISSING
+    tracking: Tracking = MISSING
+
+
+def register() -> None:
+    """Put the schema where Hydra finds it (``defaults: - schema`` in conf/config.yaml)."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Root)
+
+
+# What transformers calls them; listed here because a check must not import torch.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "adafactor",
+    "sgd",
+)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the known word most like this one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def one_of(config: Config, name: str, known: Sequence[str]) -> list[str]:
+    """Complain when a setting is not one of the known words."""
+    value = config[name]
+    if value in known:
+        return []
+    return [f"{name}={value}: not known{nearest(str(value), known)} (known: {', '.join(known)})"]
+
+
+def positive(config: Config, names: Iterable[str], *, zero: bool = False) -> list[str]:
+    """Complain about numbers that must be above zero (or not below it)."""
+    found = []
+    for name in names:
+        value = config[name]
+        if value is not None and not (value >= 0 if zero else value > 0):
+            found.append(f"{name}={value}: must be {'at least 0' if zero else 'above 0'}")
+    return found
+
+
+def alpha_of(r: Any, alpha: Any) -> float:
+    """Return alpha as a number; ``2r``, ``r`` and ``0.5r`` are multiples of the rank.
+
+    Raises:
+        ValueError: it is neither a number nor a multiple of r.
+    """
+    if isinstance(alpha, int | float) and not isinstance(alpha, bool):
+        return alpha
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)?\s*\*?\s*r(?:/(\d+\.?\d*))?", str(alpha).strip())
+    if match is None:
+        raise ValueError(f"lora.alpha={alpha}: neither a number nor a multiple of r (r, 2r, 0.5r)")
+    value = float(match[1] or 1) * r / float(match[2] or 1)
+    return int(value) if value == int(value) else value
+
+
+def rank_problems(config: Config) -> list[str]:
+    """Say what is wrong with rank and alpha."""
+    r, alpha = config["lora.r"], config["lora.alpha"]
+    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
+        return [f"lora.r={r}: the rank must be a whole number of at least 1"]
+    try:
+        value = alpha_of(r, alpha)
+    except ValueError as error:
+        return [str(error)]
+    if value <= 0:
+        return [f"lora.alpha={alpha}: alpha must be above 0 (the update is scaled by alpha/r)"]
+    return []
+
+
+def problems(config: Config) -> list[str]:
+    """Everything wrong with one trial's settings, each as a sentence that says where."""
+    found = [
+        *positive(config, ("train.epochs", "train.max_steps", "train.batch_size")),
+        *positive(config, ("train.accumulation", "train.eval_batch_size", "train.max_length")),
+        *positive(config, ("train.eval_every", "train.patience", "train.learning_rate")),
+        *positive(config, ("train.weight_decay", "train.max_grad_norm", "seed"), zero=True),
+        *positive(config, ("task.train_size", "task.eval_size")),
+        *one_of(config, "train.schedule", SCHEDULES),
+        *one_of(config, "train.optimizer", OPTIMIZERS),
+        *one_of(config, "train.order", ("by_length", "random")),
+        *one_of(config, "train.padding", ("longest", "max_length")),
+    ]
+    if not 0 <= config["train.warmup"] < 1:
+        found.append(f"train.warmup={config['train.warmup']}: a share of the steps, from 0 to 1")
+    if config["train.patience"] and not config["train.eval_every"]:
+        found.append("train.patience needs train.eval_every: how often is the model evaluated?")
+    if config["method.trains"] == "adapter":
+        found += adapter_problems(config)
+    if config["method.trains"] == "everything" and config["method.quant"] is not None:
+        found.append(
+            f"method={config['method.name']} method.quant={config['method.quant']}: quantised "
+            "weights cannot be trained; use method=qlora, or method.quant=null"
+        )
+    limit = config.get("model.shape.max_position_embeddings")
+    if limit is not None and config["train.max_length"] > limit:
+        found.append(
+            f"train.max_length={config['train.max_length']}: {config['model.name']} reads at most "
+            f"{limit} tokens"
+        )
+    return found
+
+
+def adapter_problems(config: Config) -> list[str]:
+    """Say what is wrong with rank, alpha, dropout and target modules."""
+    found = rank_problems(config)
+    if not 0 <= config["lora.dropout"] < 1:
+        found.append(f"lora.dropout={config['lora.dropout']}: must be from 0 to below 1")
+    wanted = config["target.roles"]
+    if not wanted:
+        found.append("target.roles=[]: an adapter needs at least one layer")
+    model_type = config.get("model.shape.model_type")
+    if model_type is not None:
+        where = f"target={config['target.name']} model={config['model.name']}"
+        found += [f"{where}: {text}" for text in roles.problems(model_type, wanted)]
+    return found

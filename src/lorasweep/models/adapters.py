@@ -1,0 +1,128 @@
+"""Method + target → what is trained: PEFT's LoRA on the layers of the asked roles, and the head."""
+
+import math
+import re
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from torch import nn
+
+from lorasweep.models import roles
+from lorasweep.trial import Trial
+
+
+class LoraHead(nn.Module):
+    """A linear layer trained in full that also carries a low-rank update.
+
+    y = x·Wᵀ + b + (α/r)·dropout(x)·Aᵀ·Bᵀ with W (out, in), A (r, in), B (out, r) all trained.
+    This is what PEFT made of a head named both in ``target_modules`` and ``modules_to_save``,
+    and how Patil et al. 2025 come to their parameter counts (Table 4).
+    """
+
+    def __init__(self, linear: nn.Linear, r: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.lora_A = nn.Parameter(torch.empty(r, linear.in_features, device=linear.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, r, device=linear.weight.device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.scale, self.dropout = alpha / r, nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (…, in) to (…, out)."""
+        x = x.to(self.weight.dtype)
+        update = self.dropout(x) @ self.lora_A.T @ self.lora_B.T
+        return nn.functional.linear(x, self.weight, self.bias) + self.scale * update
+
+    def folded(self) -> nn.Linear:
+        """Return a plain layer that computes the same: W + (α/r)·B·A."""
+        out, into = self.weight.shape
+        linear = nn.Linear(into, out, bias=self.bias is not None, device=self.weight.device)
+        with torch.no_grad():
+            linear.weight.copy_(self.weight + self.scale * self.lora_B @ self.lora_A)
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear
+
+
+def _replace(module: nn.Module, name: str, make: type | None, **options: float) -> None:
+    """Swap every linear layer at or under ``name`` for a LoraHead, or back (``make`` None)."""
+    wanted = LoraHead if make is None else nn.Linear
+    inside = {
+        f"{name}.{n}" if n else name: m
+        for n, m in module.get_submodule(name).named_modules()
+        if isinstance(m, wanted)
+    }
+    for path, layer in inside.items():
+        parent, _, leaf = path.rpartition(".")
+        new = layer.folded() if isinstance(layer, LoraHead) else LoraHead(layer, **options)  # type: ignore[arg-type]
+        setattr(module.get_submodule(parent), leaf, new)
+
+
+def target_pattern(model_type: str, wanted: list[str]) -> str:
+    """Regular expression for the full names of the adapted layers (PEFT's ``target_modules``)."""
+    names = roles.modules(model_type, wanted).values()
+    blocks = re.escape(roles.blocks_of(model_type))
+    return rf"{blocks}\.\d+\.({'|'.join(re.escape(n) for n in names)})"
+
+
+def prepare(trial: Trial, model: transformers.PreTrainedModel) -> nn.Module:
+    """Freeze and adapt a base as the trial's method and target say.
+
+    Draws the adapter from the trial's seed (the global generator is seeded here).
+    """
+    if trial["method.kbit_prepare"] and trial["method.quant"] is not None:
+        # PEFT's recipe: norms and embeddings to float32, inputs that need gradients.
+        model = peft.prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=trial["train.checkpointing"]
+        )
+    torch.manual_seed(trial["seed"])
+    if not trial.adapts:
+        model.requires_grad_(trial["method.trains"] == "everything")
+        return model
+    head = roles.head_of(model.config.model_type)
+    lora = trial.group("lora")
+    if trial["target.head"] == "full_lora":
+        _replace(model, head, LoraHead, r=lora["r"], alpha=lora["alpha"], dropout=lora["dropout"])
+    # A fresh one each time: PEFT writes into it.
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.SEQ_CLS,
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=target_pattern(model.config.model_type, trial["target.roles"]),
+        modules_to_save=[head],
+    )
+    return peft.get_peft_model(model, config)
+
+
+def counts(model: nn.Module) -> tuple[int, int]:
+    """Return trainable and total parameters; a 4-bit weight counts as what it stands for."""
+    if isinstance(model, peft.PeftModel):
+        return model.get_nb_trainable_parameters()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = 0
+    for p in model.parameters():
+        packed = p.__class__.__name__ == "Params4bit"
+        total += p.numel() * (2 if packed else 1)  # two 4-bit numbers a byte
+    return trainable, total
+
+
+def moved(model: nn.Module) -> bool:
+    """Whether training changed the adapter: B starts at zero and must have left it."""
+    norms = [p.norm() for n, p in model.named_parameters() if "lora_B" in n and p.requires_grad]
+    return not norms or bool(torch.stack(norms).sum() > 0)
+
+
+def save(model: nn.Module, folder: Path) -> int:
+    """Write the adapter as PEFT does (safetensors). Returns its size in bytes."""
+    if not isinstance(model, peft.PeftModel):
+        return 0
+    head = roles.head_of(model.get_base_model().config.model_type)
+    # A head with a low-rank update is saved as the plain layer it amounts to, which stock
+    # PEFT can load.
+    _replace(model.get_base_model(), head, None)
+    model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # a template that says nothing
+    return (folder / "adapter_model.safetensors").stat().st_size

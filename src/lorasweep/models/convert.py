@@ -1,0 +1,54 @@
+"""Bases that have to be made before they can be loaded: from a GGUF file, or from a shape alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def gguf(file: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into ``folder`` as float32 safetensors with its tokenizer."""
+    place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    model.save_pretrained(folder)
+
+
+def random(model: Mapping[str, Any], folder: Path) -> None:
+    """Write a model with random weights (always the same for one shape) and a byte tokenizer."""
+    shape = dict(model["shape"])
+    config = transformers.AutoConfig.for_model(shape.pop("model_type"), **shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = transformers.AutoModel.from_config(config, dtype=DTYPES[model["precision"]])
+    base.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes: 256 of them, and ``<pad> <s> </s> <unk>``. Nothing to train."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    core.normalizer = normalizers.NFC()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> $B </s>",
+        special_tokens=[("<s>", 1), ("</s>", 2)],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+    )

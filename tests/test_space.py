@@ -1,0 +1,186 @@
+"""The sweep grammar: from what is typed to an ordered set of trials."""
+
+import pytest
+
+from lorasweep import space
+from lorasweep.space import Composer, expand_ellipsis
+from lorasweep.trial import Trial
+
+
+def trials(composer: Composer, *typed: str, **params: str) -> list[Trial]:
+    problems: list[str] = []
+    found = space.expand(space.read(typed, params, composer, problems), composer, problems)
+    assert problems == []
+    return found
+
+
+def problems(composer: Composer, *typed: str) -> list[str]:
+    found: list[str] = []
+    space.expand(space.read(typed, {}, composer, found), composer, found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "meant"),
+    [
+        ("lora.r", [1, 2, 4, "...", 512], [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]),
+        ("lora.r", [1, 2, "...", 8], [1, 2, 4, 8]),
+        ("lora.r", [8, 16, 24, "...", 40], [8, 16, 24, 32, 40]),
+        ("lora.r", [512, 256, "...", 64], [512, 256, 128, 64]),
+        ("seed", [0, 1, "...", 4], [0, 1, 2, 3, 4]),
+        ("seed", [1, 2, "...", 4], [1, 2, 3, 4]),
+        ("train.learning_rate", [1e-5, 1e-4, "...", 1e-2], [1e-5, 1e-4, 1e-3, 1e-2]),
+        ("lora.dropout", [0.0, 0.05, "...", 0.2], [0.0, 0.05, 0.1, 0.15, 0.2]),
+        ("lora.alpha", ["r", "2r", "...", "8r"], ["r", "2r", "4r", "8r"]),
+        ("lora.alpha", ["0.5r", "r", "2r", "...", "8r"], ["0.5r", "r", "2r", "4r", "8r"]),
+        ("lora.r", [1, 2, 4, "...", 16, 100], [1, 2, 4, 8, 16, 100]),
+        ("lora.r", [3, 5], [3, 5]),
+    ],
+)
+def test_progressions(name: str, typed: list[object], meant: list[object]) -> None:
+    assert expand_ellipsis(name, typed) == meant
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [1, 2, 4, "...", 500],
+        [1, 2, 5, "...", 10],
+        [1, "...", 8],
+        ["...", 8],
+        [1, 2, "..."],
+        [1, 2, "...", 8, "...", 16],
+        [4, 4, "...", 8],
+        ["a", "b", "...", "d"],
+        [1, "2r", "...", 8],
+        [8, 4, "...", 16],
+    ],
+)
+def test_an_ellipsis_that_fits_nothing_is_refused(typed: list[object]) -> None:
+    with pytest.raises(ValueError, match=r"lora\.r="):
+        expand_ellipsis("lora.r", typed)
+
+
+def test_the_sweep_of_the_mission_is_twenty_trials_in_the_order_typed(composer: Composer) -> None:
+    found = trials(composer, "method=lora,qlora", "lora.r=1,2,4,...,512")
+    assert [t["method.name"] for t in found] == ["lora"] * 10 + ["qlora"] * 10
+    assert [t["lora.r"] for t in found] == [2**i for i in range(10)] * 2
+    assert all(t["lora.alpha"] == 2 * t["lora.r"] for t in found)
+    assert len({t.key for t in found}) == 20
+
+
+def test_alpha_is_a_multiple_of_the_trials_own_rank(composer: Composer) -> None:
+    found = trials(composer, "lora.r=4,8", "lora.alpha=r,2r,...,8r")
+    assert [t["lora.alpha"] for t in found] == [4, 8, 16, 32, 8, 16, 32, 64]
+    assert trials(composer, "lora.r=8", "lora.alpha=0.5r")[0]["lora.alpha"] == 4
+    assert trials(composer, "lora.r=8", "lora.alpha=r/2")[0]["lora.alpha"] == 4
+    assert trials(composer, "lora.r=8", "lora.alpha=16")[0].key == trials(composer)[0].key
+
+
+def test_hydras_own_sweeps_work(composer: Composer) -> None:
+    assert [t["seed"] for t in trials(composer, "seed=range(3)")] == [0, 1, 2]
+    assert [t["lora.r"] for t in trials(composer, "lora.r=choice(2,8)")] == [2, 8]
+    named = [t["target.name"] for t in trials(composer, "target=glob(a*)")]
+    assert named == ["all_linear", "attention"]
+    assert "interval" in problems(composer, "lora.r=interval(1,8)")[0]
+
+
+def test_zipped_keys_advance_together_and_others_are_crossed(composer: Composer) -> None:
+    found = trials(
+        composer, "target=q,qv,attention", "lora.r=8,4,2", "seed=0,1", "sampler.zip=[target,lora.r]"
+    )
+    assert [(t["target.name"], t["lora.r"], t["seed"]) for t in found] == [
+        ("q", 8, 0), ("q", 8, 1), ("qv", 4, 0), ("qv", 4, 1), ("attention", 2, 0), ("attention", 2, 1),
+    ]  # fmt: skip
+    all_zipped = trials(composer, "sampler=zip", "lora.r=1,2", "seed=5,6")
+    assert [(t["lora.r"], t["seed"]) for t in all_zipped] == [(1, 5), (2, 6)]
+
+
+def test_zips_that_do_not_fit_are_refused(composer: Composer) -> None:
+    unequal = problems(composer, "lora.r=1,2,4", "seed=0,1", "sampler.zip=[lora.r,seed]")
+    assert "equal lists" in unequal[0]
+    assert "not swept" in problems(composer, "lora.r=1,2", "sampler.zip=[lora.r,seed]")[0]
+
+
+def test_a_setting_that_cannot_matter_makes_no_new_trial(composer: Composer) -> None:
+    assert len(trials(composer, "method=base", "lora.r=1,2,4", "train.epochs=1,2")) == 1
+    assert len(trials(composer, "method=fft", "lora.r=1,2,4", "train.epochs=1,2")) == 2
+    one, other = trials(composer, "train.eval_batch_size=8"), trials(composer, "output_dir=x")
+    assert one[0].key == other[0].key
+
+
+def test_what_matters_changes_the_key(composer: Composer) -> None:
+    keys = {trials(composer)[0].key}
+    for override in (
+        "seed=1", "lora.r=4", "lora.alpha=3r", "lora.dropout=0.1", "target=q", "method=qlora",
+        "method=base", "task.train_size=10", "train.learning_rate=1", "train.precision=bf16",
+        "model=tiny_bert", "model=tiny_bert model.shape.hidden_size=32",
+    ):  # fmt: skip
+        keys.add(trials(composer, *override.split())[0].key)
+    assert len(keys) == 13
+
+
+def test_the_alpha_study_shares_four_trials_with_the_rank_study(composer: Composer) -> None:
+    arms = ("method=lora,qlora", "target=attention,all_linear")
+    ranks = trials(composer, *arms, "lora.r=1,2,4,...,512")
+    alphas = trials(composer, *arms, "lora.r=8", "lora.alpha=r,2r,4r,8r")
+    assert (len(ranks), len(alphas)) == (40, 16)
+    assert len({t.key for t in ranks} & {t.key for t in alphas}) == 4
+
+
+def test_an_interpolation_follows_a_swept_value(composer: Composer) -> None:
+    found = trials(composer, "method=qlora", "train.precision=fp32,bf16")
+    assert [t["method.compute_dtype"] for t in found] == ["fp32", "bf16"]
+
+
+def test_a_study_is_swept_unless_the_command_line_says_otherwise(composer: Composer) -> None:
+    found = trials(composer, "lora.r=2", **{"lora.r": "1,2,4", "seed": "0,1"})
+    assert [(t["lora.r"], t["seed"]) for t in found] == [(2, 0), (2, 1)]
+
+
+def test_all_problems_are_found_at_once(composer: Composer) -> None:
+    found = "\n".join(
+        problems(
+            composer, "methd=lora", "model=tiny_lama", "lora.r=0", "lora.alpha=0", "seed=x",
+            "lora.dropout=1.5", "train.schedule=linar", "train.warmup=2", "task.train_size=-1",
+        )
+    )  # fmt: skip
+    for part in (
+        "'methd'; did you mean 'method'?", "did you mean 'tiny_llama'?", "lora.r=0", "seed=x",
+        "lora.dropout=1.5", "did you mean 'linear'?", "train.warmup=2", "task.train_size=-1",
+    ):  # fmt: skip
+        assert part in found
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("lora.r=2.5", "whole number"),
+        ("lora.r=-1", "at least 1"),
+        ("lora.r=true", "whole number"),
+        ("lora.alpha=0", "above 0"),
+        ("lora.alpha=0r", "above 0"),
+        ("lora.alpha=twice", "neither a number nor a multiple of r"),
+        ("target.roles=[gate]", "has no 'gate' layer"),
+        ("target.roles=[qery]", "not a layer role"),
+        ("target.roles=[]", "at least one layer"),
+        ("lora.rank=8", "did you mean 'lora.r'?"),
+        ("train.max_length=1000", "reads at most 512"),
+        ("train.patience=2", "needs train.eval_every"),
+        ("method=fft method.quant=nf4", "cannot be trained"),
+    ],
+)
+def test_bad_values_are_explained(composer: Composer, typed: str, says: str) -> None:
+    assert says in problems(composer, *typed.split())[0]
+
+
+def test_every_option_of_every_group_composes(composer: Composer) -> None:
+    groups = composer.groups()
+    assert {"model", "method", "target", "task", "train"} <= set(groups)
+    local = "task.train_file=x.csv"
+    for group in groups:
+        options = composer.options(group)
+        assert options
+        for option in options:
+            typed = [f"{group}={option}", *([local] if option == "local" and group == "task" else [])]
+            assert problems(composer, *typed) == []
