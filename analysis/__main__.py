@@ -48,7 +48,7 @@ def _make_table(uri: str, out: Path) -> pd.DataFrame:
     made = tidy.build(uri)
     tidy.write(made, out)
     done = int((made["state"] == "done").sum())
-    _say(f"{out}: {len(made)} trials, {done} finished, from {uri}")
+    _say(f"{out}: {len(made)} trial{'s' * (len(made) > 1)}, {done} finished, from {uri}")
     return made
 
 
@@ -58,7 +58,8 @@ def _make_figures(options: argparse.Namespace) -> None:
     if uri is None and options.table is None and RECORD.exists():
         uri = f"sqlite:///{RECORD}"
     trials = _make_table(uri, path) if uri else tidy.read(path)
-    drawn = figures.draw_all(trials, options.out)
+    with Console(stderr=True).status("drawing"):
+        drawn = figures.draw_all(trials, options.out)
     for folder in sorted({file.parent for file in drawn}):
         count = sum(file.parent == folder and file.suffix == ".png" for file in drawn)
         _say(f"{folder}: {count} figures (PDF and PNG), captions.md")

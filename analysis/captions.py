@@ -8,8 +8,10 @@ from analysis.cells import View
 BAR_FIGURES = {(1, 2): 7, (4, 8): 8, (16, 32): 9, (64, 128): 10, (256, 512): 11}
 MEMORY = {
     "memory/peak_allocated_gib": "peak GPU memory",
-    "memory/peak_rss_gib": "peak memory of the process (CPU)",
+    "memory/peak_rss_gib": "peak process memory, CPU",
 }
+FEW_SEEDS = 5  # so many are all shown
+_SCALE = "Score axes fit the data, not zero; below // the scale is compressed."
 _SCORES = ("eval/accuracy", "eval/f1_macro", "eval/precision_macro", "eval/recall_macro")
 
 
@@ -44,6 +46,7 @@ def caption_overview(table: pd.DataFrame, model: str, task: str) -> str:
     view = cells.overview_view(table, model, task)
     memory = memory_metric(view)
     what = f"accuracy, F1, {MEMORY[memory]} and training time against the rank r at α = 2r"
+    what += only(view)
     metrics = (*_SCORES[:2], memory, "time/train_s")
     return _caption(view, "Overview", what, metrics, lines=True)
 
@@ -58,22 +61,26 @@ def memory_metric(view: View) -> str:
     return next((name for name in MEMORY if view.done[name].notna().any()), list(MEMORY)[-1])
 
 
+def only(view: View) -> str:
+    """The target, where all series share one and the legend does not name it."""
+    targets = {target for _, target in view.series}
+    return f", {style.target(targets.pop()).name} layers" if len(targets) == 1 else ""
+
+
 def nothing(view: View) -> str:
     """Why a figure is not drawn."""
-    return f"no finished trial of {view.model} on {view.task} for it; " + "; ".join(notes(view))
+    return "; ".join([f"no finished trial of {view.model} on {view.task} for it", *notes(view)])
 
 
 def notes(view: View) -> list[str]:
     """What belongs inside the picture too: cells without a result, and left-out settings."""
     found = cells.gaps(view)
-    if view.left_out:
+    if not view.left_out.empty:
         found.append("other settings left out: see the caption")
     return found
 
 
-def _caption(
-    view: View, number: str, what: str, metrics: tuple[str, ...], *, lines: bool
-) -> str:
+def _caption(view: View, number: str, what: str, metrics: tuple[str, ...], *, lines: bool) -> str:
     head = f"**{number}.** {view.model} on {view.task}: {what}."
     if view.done.empty:
         return f"**{number}: not drawn.** {_sentence(nothing(view))}"
@@ -84,11 +91,14 @@ def _caption(
         _sentence(_setting(view)),
         _sentence(_hardware(view)),
         _sentence(_references(view)),
+        *([_SCALE] if lines else []),
         *map(_sentence, cells.gaps(view)),
         *map(_sentence, cells.unmeasured(view, metrics)),
     ]
-    if view.left_out:
-        parts.append(_sentence("left out: " + "; ".join(view.left_out)))
+    if view.remark:
+        parts.append(_sentence(view.remark))
+    if not view.left_out.empty:
+        parts.append(_sentence(_left_out(view)))
     return " ".join(parts)
 
 
@@ -101,20 +111,24 @@ def _seeds(view: View) -> "pd.Series[int]":
     return view.done.groupby(["method", "target", view.axis]).size()
 
 
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _count(view: View) -> str:
     counts = _seeds(view)
     low, high = int(counts.min()), int(counts.max())
-    seeds = f"{low}" if low == high else f"{low} to {high}"
-    return f"n = {len(view.done)} finished trials, {seeds} seed{'s' if high > 1 else ''} a point"
+    seeds = _many(high, "seed") if low == high else f"{low} to {high} seeds"
+    return f"n = {_many(len(view.done), 'finished trial')}, {seeds} a point"
 
 
 def _spread(view: View, lines: bool) -> str:
     counts = _seeds(view)
-    shape = "Lines join means" if lines else "Bars are means from zero"
+    shape = "Lines join means" if lines else "Bars are means and start at zero"
     if counts.max() == 1:
         return "One seed, no interval: differences between neighbouring points may be chance"
     text = f"{shape}; whiskers are 95 % t intervals over seeds"
-    if counts.min() <= 5:
+    if counts.min() <= FEW_SEEDS:
         text += ", small open dots the seeds"
     if counts.min() == 1:
         text += "; points with one seed have no interval"
@@ -140,9 +154,21 @@ def _hardware(view: View) -> str:
 
 
 def _references(view: View) -> str:
-    found = view.references
-    base = found[found["method"] == "base"]
-    if base.empty:
+    told = []
+    for method, trials in view.references.groupby("method"):
+        look = style.method(str(method))
+        accuracy = cells.reference(view, str(method), "eval/accuracy")
+        text = f"{look.name} (accuracy {accuracy:.3f}, {_many(len(trials), 'seed')}"
+        if method != "base":
+            text += f", learning rate {trials['learning_rate'].iloc[0]:g}"
+        told.append(f"{text})")
+    if not told:
         return "No comparable run of the untrained base model"
-    accuracy = cells.reference(view, "base", "eval/accuracy")
-    return f"Dashed: base model, untrained, accuracy {accuracy:.3f}, n = {len(base)}"
+    return "Horizontal lines: " + ", ".join(told)
+
+
+def _left_out(view: View) -> str:
+    counts = view.left_out.groupby("why").size()
+    return "Left out: " + "; ".join(
+        f"{_many(count, 'trial')} with {why}" for why, count in counts.items()
+    )

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from analysis import style
 
@@ -29,6 +30,11 @@ _SHARED = (
     "settings",
 )
 _OWN = ("quant", "variant")
+# column → how a caption introduces its value
+_PLAIN = {column: column.replace("_", " ") + " " for column in _SHARED} | {
+    "settings": "",
+    "variant": "",
+}
 
 Series = tuple[str, str]  # method, target
 
@@ -43,7 +49,8 @@ class View:
         series: method and target of every line or bar.
         rows: the trials in any state, all under one ``setting``.
         references: finished trials without a rank (``base``, ``fft``), made comparably.
-        left_out: what else the record holds, in words.
+        left_out: trials of the same cells under other settings, with a column ``why``.
+        remark: what else a reader must know.
     """
 
     model: str
@@ -54,23 +61,32 @@ class View:
     rows: pd.DataFrame
     references: pd.DataFrame
     setting: dict[str, str]
-    left_out: tuple[str, ...]
+    left_out: pd.DataFrame
+    remark: str = ""
 
-    @property
+    @cached_property
     def done(self) -> pd.DataFrame:
         """The finished trials."""
         return self.rows[self.rows["state"] == "done"]
 
-    def cell(self, series: Series, x: float) -> pd.DataFrame:
-        """All trials of one method and target at one x: one a seed."""
-        rows = self.rows
-        here = (rows["method"] == series[0]) & (rows["target"] == series[1])
-        return rows[here & (rows[self.axis] == x)]
+    @cached_property
+    def done_by_series(self) -> dict[Any, pd.DataFrame]:
+        """The finished trials of every series that has some."""
+        return dict(iter(self.done.groupby(["method", "target"])))
+
+    @cached_property
+    def states(self) -> dict[tuple[str, str, float], list[str]]:
+        """How the trials ended (one a seed) by method, target and x."""
+        found: dict[tuple[str, str, float], list[str]] = {}
+        columns = self.rows[["method", "target", self.axis, "state"]]
+        for method, target, x, state in columns.itertuples(index=False, name=None):
+            found.setdefault((method, target, x), []).append(state)
+        return found
 
     def state(self, series: Series, x: float) -> str:
         """``done`` if any seed is; else how the first one ended; else ``not run``."""
-        states = list(self.cell(series, x)["state"])
-        return "done" if "done" in states else states[0] if states else "not run"
+        states = self.states.get((*series, x), ["not run"])
+        return "done" if "done" in states else states[0]
 
 
 def alpha_view(table: pd.DataFrame, model: str, task: str, target: str) -> View:
@@ -94,7 +110,7 @@ def rank_view(
     rows = rows[(rows["alpha"] == 2 * rows["r"]) & rows["method"].isin(METHODS)]
     rows = rows[rows["target"].isin(targets)]
     series = [(method, target) for method in METHODS for target in targets]
-    # The setting is chosen over all ranks, so that Figures 5 to 11 show the same trials.
+    # The setting is chosen over all ranks, so that Figures 7 to 11 agree in it.
     view = _view(table, rows, (model, task, "r"), RANKS, series)
     return view if ranks is None else _at(view, ranks)
 
@@ -105,15 +121,13 @@ def overview_view(table: pd.DataFrame, model: str, task: str) -> View:
     rows = rows[rows["alpha"] == 2 * rows["r"]]
     found = rows[["method", "target"]].drop_duplicates().itertuples(index=False, name=None)
     series = sorted(((str(m), str(t)) for m, t in found), key=_usual_order)
-    view = _view(table, rows, (model, task, "r"), RANKS, series)
-    return _one_device(view)
+    return _one_device(_view(table, rows, (model, task, "r"), RANKS, series, ("base", "fft")))
 
 
 def values(view: View, series: Series, metric: str) -> pd.DataFrame:
     """One row a seed: ``x`` and the metric's ``value``, finished trials that have it."""
-    rows = view.done
-    here = (rows["method"] == series[0]) & (rows["target"] == series[1])
-    found = rows.loc[here, [view.axis, metric]].dropna()
+    rows = view.done_by_series.get(series, view.done[:0])
+    found = rows[[view.axis, metric]].dropna()
     return found.set_axis(["x", "value"], axis="columns").reset_index(drop=True)
 
 
@@ -134,13 +148,13 @@ def points(view: View, series: Series, metric: str) -> pd.DataFrame:
 
 
 def extent(view: View, metric: str) -> tuple[float, float]:
-    """Lowest and highest of all that is drawn against the axis: seeds, intervals, full tuning."""
+    """Lowest and highest of what is drawn (seeds, intervals, full tuning); NaN for nothing."""
     ends = [reference(view, "fft", metric)]
     for series in view.series:
         found = points(view, series, metric)
         seeds = values(view, series, metric)["value"]
         ends += [found["low"].min(), found["high"].max(), seeds.min(), seeds.max()]
-    return float(np.nanmin(ends)), float(np.nanmax(ends))
+    return float(np.fmin.reduce(ends)), float(np.fmax.reduce(ends))
 
 
 def reference(view: View, method: str, metric: str) -> float:
@@ -160,17 +174,17 @@ def interval(sample: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, flo
 
 def most_common(
     rows: pd.DataFrame, columns: Sequence[str]
-) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+) -> tuple[pd.DataFrame, dict[str, str], pd.DataFrame]:
     """Keep the trials of the commonest combination of settings.
 
     The one that fills most cells (method, target, r, alpha) wins, then the one with most
     trials: ten seeds of one cell do not push out a sweep over ten ranks.
 
     Returns:
-        Those trials, their settings as text, and a phrase about each combination left out.
+        Those trials; their settings as text; the other trials, with a column ``why``.
     """
     if rows.empty:
-        return rows, {}, []
+        return rows, {}, rows.assign(why="")
     texts = list(zip(*(rows[column].map(_say) for column in columns), strict=True))
     combination = pd.Series(texts, index=rows.index)
     done = rows["state"] == "done"
@@ -180,15 +194,10 @@ def most_common(
         here = combination == one
         return cell[here & done].nunique(), int((here & done).sum()), int(here.sum())
 
-    ordered = sorted(set(texts))
-    best = max(ordered, key=weight)
-    left = [
-        _left_out(columns, one, best, int((combination == one).sum()))
-        for one in ordered
-        if one != best
-    ]
-    chosen = dict(zip(columns, best, strict=True))
-    return rows[combination == best], chosen, left
+    best = max(sorted(set(texts)), key=weight)
+    others = rows[combination != best]
+    why = [_difference(columns, one, best) for one in texts if one != best]
+    return rows[combination == best], dict(zip(columns, best, strict=True)), others.assign(why=why)
 
 
 def gaps(view: View) -> list[str]:
@@ -196,13 +205,14 @@ def gaps(view: View) -> list[str]:
     found: dict[str, dict[Series, list[tuple[float, str]]]] = {}
     for series in view.series:
         for x in view.xs:
-            states = list(view.cell(series, x)["state"]) or ["not run"]
+            states = view.states.get((*series, x), ["not run"])
             for state in sorted(set(states) - {"done"}):
                 share = f" ({states.count(state)} of {len(states)} seeds)"
                 cell = x, "" if len(set(states)) == 1 else share
                 found.setdefault(state, {}).setdefault(series, []).append(cell)
     return [
-        f"{STATES.get(state, state)}: " + "; ".join(_name_cells(view, series, cells) for series, cells in where.items())
+        f"{STATES.get(state, state)}: "
+        + "; ".join(_name_cells(view, series, cells) for series, cells in where.items())
         for state, where in sorted(found.items())
     ]
 
@@ -240,24 +250,25 @@ def _view(
     place: tuple[str, str, str],
     grid: Sequence[float],
     series: Sequence[Series],
+    unranked: Sequence[str] = ("base",),
 ) -> View:
     """Settle on one combination of settings and gather what compares with it."""
     model, task, axis = place
-    rows, setting, left_out = most_common(rows, _SHARED)
-    parts = []
+    rows, setting, others = most_common(rows, _SHARED)
+    parts, left_out = [rows[:0]], [others]
     for method, target in series:
         own = rows[(rows["method"] == method) & (rows["target"] == target)]
-        own, chosen, left = most_common(own, _OWN)
+        own, chosen, others = most_common(own, _OWN)
         parts.append(own)
-        left_out += [f"{series_name((method, target))}: {text}" for text in left]
+        left_out.append(others)
         if chosen.get("quant", "none") != "none":
             setting[f"{style.method(method).name} base"] = chosen["quant"]
-    rows = pd.concat(parts) if parts else rows
+    rows = pd.concat(parts)
     xs = tuple(sorted({*map(float, grid), *rows[axis].dropna()}))
     references = _references(_of(table, model, task), setting)
-    return View(
-        model, task, axis, xs, tuple(series), rows, references, setting, tuple(left_out)
-    )
+    references = references[references["method"].isin(unranked)]
+    out = pd.concat(left_out)
+    return View(model, task, axis, xs, tuple(series), rows, references, setting, out)
 
 
 def _references(rows: pd.DataFrame, setting: dict[str, str]) -> pd.DataFrame:
@@ -284,31 +295,30 @@ def _one_device(view: View) -> View:
     for frame in (rows, references):
         frame.loc[frame["device"] != main, measures] = np.nan
     others = ", ".join(str(device) for device in devices.index if device != main)
-    note = f"time and memory of the trials on {others} (drawn: {main})"
-    return replace(view, rows=rows, references=references, left_out=(*view.left_out, note))
+    remark = f"time and memory are those on {main}; on {others} they would not compare"
+    return replace(view, rows=rows, references=references, remark=remark)
 
 
 def _at(view: View, ranks: Sequence[float]) -> View:
     """Narrow a view to some ranks."""
-    rows = view.rows[view.rows["r"].isin(ranks)]
-    return replace(view, rows=rows, xs=tuple(map(float, ranks)))
+    rows, others = (part[part["r"].isin(ranks)] for part in (view.rows, view.left_out))
+    return replace(view, rows=rows, left_out=others, xs=tuple(map(float, ranks)))
 
 
-def _say(value: object) -> str:
+def _say(value: Any) -> str:
     """A setting as text; numbers without needless digits."""
     if isinstance(value, float | int):
         return "none" if value != value else f"{value:,.10g}"
     return "none" if value is None or pd.isna(value) else str(value)
 
 
-def _left_out(columns: Sequence[str], one: Sequence[str], best: Sequence[str], n: int) -> str:
-    """``3 trials with learning rate 0.001 (drawn: 0.002)``."""
-    differs = [
-        f"{column.replace('_', ' ')} {value or 'as usual'} (drawn: {drawn or 'as usual'})"
+def _difference(columns: Sequence[str], one: Sequence[str], best: Sequence[str]) -> str:
+    """``learning rate 0.001 (drawn: 0.002)``."""
+    return ", ".join(
+        f"{_PLAIN.get(column, column + ' ')}{value or 'as usual'} (drawn: {drawn or 'as usual'})"
         for column, value, drawn in zip(columns, one, best, strict=True)
         if value != drawn
-    ]
-    return f"{n} trial{'s' if n > 1 else ''} with {', '.join(differs)}"
+    )
 
 
 def _name_cells(view: View, series: Series, cells: Sequence[tuple[float, str]]) -> str:
@@ -316,6 +326,6 @@ def _name_cells(view: View, series: Series, cells: Sequence[tuple[float, str]]) 
     axis = "r" if view.axis == "r" else "α"
     several = len({target for _, target in view.series}) > 1
     name = series_name(series) if several else style.method(series[0]).name
-    if [x for x, share in cells if not share] == list(view.xs):
+    if len(view.xs) > 2 and [x for x, share in cells if not share] == list(view.xs):
         return f"{name} at every {axis}"
     return f"{name} {axis} = {', '.join(f'{x:g}{share}' for x, share in cells)}"

@@ -15,12 +15,11 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from analysis import captions, cells, style
 from analysis.cells import Series, View
 from lorasweep.errors import RecordError, RequestError
-
-FEW_SEEDS = 5  # so many are all shown
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def plot_overview(table: pd.DataFrame, model: str, task: str) -> Figure:
         Panel(memory, f"{captions.MEMORY[memory]} (GiB)", from_zero=True),
         Panel("time/train_s", "training time (s)", from_zero=True),
     )
-    return _line_figure(view, panels, "score and cost against rank at α = 2r")
+    return _line_figure(view, panels, f"score and cost against rank at α = 2r{captions.only(view)}")
 
 
 # Every figure: file name, picture, caption.
@@ -173,34 +172,46 @@ def _line_figure(view: View, panels: Sequence[Panel], what: str) -> Figure:
 
 
 def _lines(axes: Axes, view: View, panel: Panel) -> None:
+    """One panel: means as lines, seeds and intervals, reference lines, failures."""
     middle = (len(view.series) - 1) / 2
-    several = len({target for _, target in view.series}) > 1
     for number, series in enumerate(view.series):
-        look, layers = style.method(series[0]), style.target(series[1])
-        found = cells.points(view, series, panel.metric)
-        axes.plot(
-            found.index.to_numpy(),
-            found["mean"].to_numpy(),
-            color=look.colour,
-            marker=look.marker,
-            linestyle=layers.line if several else look.line,
-            markerfacecolor=look.colour if layers.filled or not several else "white",
-            markeredgecolor="white" if layers.filled or not several else look.colour,
-            markeredgewidth=0.5 if layers.filled or not several else 0.9,
-            label=cells.series_name(series) if several else look.name,
-            zorder=3,
-        )
+        _mean_line(axes, view, series, panel.metric)
         # Means stand at their x; seeds and intervals beside them, or scores would hide each other.
         aside = 1.0 if panel.from_zero else 2 ** (0.2 * (number - middle))
         place = {x: x * aside for x in view.xs}
         _spread(axes, view, series, panel.metric, place, above=not panel.from_zero)
     _reference_lines(axes, view, panel.metric)
-    if panel.from_zero:
+    low, high = cells.extent(view, panel.metric)
+    if np.isnan(low):
+        axes.text(0.5, 0.5, "not in the record", transform=axes.transAxes, ha="center")
+        axes.set_yticks([])
+    elif panel.from_zero:
         axes.set_ylim(bottom=0)
     else:
-        base = cells.reference(view, "base", panel.metric)
-        style.score_axis(axes, *cells.extent(view, panel.metric), base)
+        style.score_axis(axes, low, high, cells.reference(view, "base", panel.metric))
     _failures(axes, view, panel.metric)
+
+
+def _mean_line(axes: Axes, view: View, series: Series, metric: str) -> None:
+    """A line through the means, broken where the record has nothing."""
+    several = len({target for _, target in view.series}) > 1
+    look, layers = style.method(series[0]), style.target(series[1])
+    found = cells.points(view, series, metric)
+    filled = layers.filled or not several
+    axes.plot(
+        found.index.to_numpy(),
+        found["mean"].to_numpy(),
+        color=look.colour,
+        marker=look.marker,
+        linestyle=layers.line if several else look.line,
+        # An open marker is a ring around a filled one at the same place.
+        markersize=4 if filled else 5.5,
+        markerfacecolor=look.colour if filled else "white",
+        markeredgecolor="white" if filled else look.colour,
+        markeredgewidth=0.5 if filled else 0.9,
+        label=cells.series_name(series) if several else look.name,
+        zorder=3.2 if filled else 3,
+    )
 
 
 def _spread(
@@ -224,7 +235,7 @@ def _spread(
         where, found["mean"], yerr=around, fmt="none", ecolor=colour, elinewidth=0.8, zorder=layer
     )
     seeds = cells.values(view, series, metric)
-    seeds = seeds[seeds["x"].isin(found.index[found["n"] <= FEW_SEEDS])]
+    seeds = seeds[seeds["x"].isin(found.index[found["n"] <= captions.FEW_SEEDS])]
     axes.scatter(
         seeds["x"].map(place),
         seeds["value"],
@@ -238,30 +249,39 @@ def _spread(
 
 def _failures(axes: Axes, view: View, metric: str) -> None:
     """Write into the axes how trials ended where none finished, clear of the other series."""
-    found = [cells.points(view, series, metric)["mean"] for series in view.series]
+    means = [cells.points(view, series, metric)["mean"] for series in view.series]
     for x in view.xs:
-        states = [(series, view.state(series, x)) for series in view.series]
-        lost = [(series, state) for series, state in states if state not in ("done", "not run")]
-        heights = [style.height(axes, x, mean[x]) for mean in found]
-        low = not any(height < 0.45 for height in heights)
-        for number, (series, state) in enumerate(lost):
-            axes.text(
-                x * 2 ** (0.45 * (number - (len(lost) - 1) / 2)),
-                0.03 if low else 0.98,
-                cells.STATES.get(state, state),
-                transform=axes.get_xaxis_transform(),
-                rotation=90,
-                ha="center",
-                va="bottom" if low else "top",
-                size=6,
-                color=style.method(series[0]).dark,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-                zorder=1.5,
-            )
+        ends = {(series[0], view.state(series, x)): None for series in view.series}
+        lost = [(method, state) for method, state in ends if state not in ("done", "not run")]
+        low = not any(style.height(axes, x, mean[x]) < 0.45 for mean in means)
+        for number, (method, state) in enumerate(lost):
+            beside = x * 2 ** (0.45 * (number - (len(lost) - 1) / 2))
+            text = _upright(axes, beside, 0.03, _short(state))
+            text.set(transform=axes.get_xaxis_transform(), color=style.method(method).dark)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+            if not low:
+                text.set(y=0.98, verticalalignment="top")
+
+
+def _upright(axes: Axes, x: float, y: float, words: str) -> Text:
+    """Small type that reads upwards from a point."""
+    return axes.text(
+        *(x, y, words),
+        rotation=90,
+        horizontalalignment="center",
+        verticalalignment="bottom",
+        size=6,
+        color=style.GREY,
+        zorder=2.5,
+    )
+
+
+def _short(state: str) -> str:
+    return {"oom": "OOM", "done": "no value"}.get(state, state)
 
 
 def _reference_lines(axes: Axes, view: View, metric: str) -> None:
-    for method in ("base", "fft"):
+    for method in view.references["method"].unique():
         look, level = style.method(method), cells.reference(view, method, metric)
         # Evaluation alone has no training time and no comparable memory.
         if np.isnan(level) or (method == "base" and not metric.startswith("eval/")):
@@ -275,7 +295,7 @@ def _bars(axes: Axes, view: View, rank: float) -> None:
     for number, series in enumerate(view.series):
         look, layers = style.method(series[0]), style.target(series[1])
         places = np.arange(len(SCORES)) + (number - (len(view.series) - 1) / 2) * width
-        means = [cells.points(view, series, p.metric).at[rank, "mean"] for p in SCORES]
+        means = [float(cells.points(view, series, p.metric)["mean"][rank]) for p in SCORES]
         axes.bar(
             places,
             means,
@@ -288,16 +308,12 @@ def _bars(axes: Axes, view: View, rank: float) -> None:
         )
         for x, mean, panel in zip(places, means, SCORES, strict=True):
             if np.isnan(mean):
-                _blank_bar(axes, x, view.state(series, rank))
+                _upright(axes, x, 0.01, _short(view.state(series, rank)))
             _spread(axes, view, series, panel.metric, {rank: float(x)})
     _base_marks(axes, view)
     axes.set_xticks(range(len(SCORES)), [panel.title.split()[0] for panel in SCORES])
+    axes.set_xlim(-0.55, len(SCORES) - 0.45)
     axes.tick_params(axis="x", length=0)
-
-
-def _blank_bar(axes: Axes, x: float, state: str) -> None:
-    text = "no value" if state == "done" else cells.STATES.get(state, state)
-    axes.text(x, 0.01, text, rotation=90, ha="center", va="bottom", size=6, color=style.GREY)
 
 
 def _base_marks(axes: Axes, view: View) -> None:
@@ -326,6 +342,7 @@ def _finish(figure: Figure, view: View, what: str) -> None:
             found.setdefault(label, handle)
     last = [style.method(name).name for name in ("fft", "base")]
     labels = {label: found[label] for label in sorted(found, key=lambda label: label in last)}
+    fit = int(figure.get_figwidth() / 1.4)  # inches an entry
     figure.legend(
         list(labels.values()),
         list(labels),
@@ -333,7 +350,7 @@ def _finish(figure: Figure, view: View, what: str) -> None:
         title_fontsize=9,
         alignment="left",
         loc="outside upper left",
-        ncols=5 if figure.get_figwidth() > 7 else 3,
+        ncols=len(labels) if len(labels) <= fit else -(-len(labels) // 2),
     )
     notes = captions.notes(view)
     if any(axes.get_ylim()[0] > 0 for axes in figure.axes):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 INK, GREY = "#222222", "#666666"
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so the same on every machine
     "font.size": 8,
     "axes.titlesize": 8,
@@ -61,7 +62,8 @@ class Look:
     @property
     def dark(self) -> str:
         """The colour for thin strokes and small type."""
-        return to_hex([0.6 * part for part in to_rgb(self.colour)])
+        red, green, blue = to_rgb(self.colour)
+        return to_hex((0.6 * red, 0.6 * green, 0.6 * blue))
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,9 @@ def log2_axis(axes: Axes, values: Sequence[float], label: str) -> None:
 
 def score_axis(axes: Axes, low: float, high: float, base: float) -> None:
     """Fit y to the data; squeeze the empty range down to a base model far below, and mark it."""
-    margin = 0.08 * max(high - low, 0.01)
-    floor, top = low - margin, high + margin
+    floor, top = _around(low, high)
     if np.isnan(base) or floor - base < high - low:
-        known = [low, high] if np.isnan(base) else [low, high, base]
-        margin = 0.08 * max(max(known) - min(known), 0.01)
-        axes.set_ylim(min(known) - margin, max(known) + margin)
+        axes.set_ylim(*_around(float(np.fmin(low, base)), float(np.fmax(high, base))))
         return
     slope = 0.15 * (top - floor) / (floor - base)
     axes.set_yscale(
@@ -153,6 +152,12 @@ def score_axis(axes: Axes, low: float, high: float, base: float) -> None:
         rotation=60,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
     )
+
+
+def _around(low: float, high: float) -> tuple[float, float]:
+    """Leave room around the data, and never blow up a difference of less than 0.04."""
+    margin = max(0.08 * (high - low), (0.04 - (high - low)) / 2)
+    return low - margin, high + margin
 
 
 def height(axes: Axes, x: float, y: float) -> float:

@@ -1,7 +1,6 @@
 """The tidy table: one row a trial, read from the record and kept as parquet."""
 
 import ast
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,10 +59,17 @@ _NUMBERS = {
     "max_length": "train.max_length",
     "batch_size": "train.batch_size",
 }
-_FIRST = "key study model task method target r alpha learning_rate seed state engine".split()
-_LAST = "device head quant precision epochs train_size eval_size max_length batch_size".split()
+# The columns in order: who and what, the metrics, all else.
+_FIRST = (
+    *("key", "study", "model", "task", "method", "target", "r", "alpha"),
+    *("learning_rate", "seed", "state", "engine"),
+)
+_LAST = (
+    *("device", "head", "quant", "precision", "epochs", "train_size", "eval_size"),
+    *("max_length", "batch_size", "settings", "variant", "git_commit", "run_id"),
+)
 _GROUPS = ("model.", "task.", "method.", "target.", "train.", "lora.")
-COLUMNS = (*_FIRST, *METRICS, *_LAST, "settings", "variant", "git_commit", "run_id")
+COLUMNS = (*_FIRST, *METRICS, *_LAST)
 _ORDER = ["study", "model", "task", "method", "target", "seed", "r", "alpha", "key"]
 _HOW = "`make sweep` runs trials and `make figures` makes the table from their record"
 
@@ -78,10 +84,10 @@ def build(uri: str) -> pd.DataFrame:
     """
     from lorasweep.record import read as read_record  # mlflow is slow to import: only here
 
-    runs = [run for run in read_record(uri) if run.get("lorasweep.key")]
-    if not runs:
-        raise RecordError(f"The record at {uri} holds no trials yet: {_HOW}.")
-    return tidy(runs)
+    table = tidy(read_record(uri))
+    if table.empty:
+        raise RecordError(f"The record at {uri} holds no ended trial yet: {_HOW}.")
+    return table
 
 
 def tidy(runs: Iterable[Run]) -> pd.DataFrame:
@@ -122,7 +128,7 @@ def write(table: pd.DataFrame, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(part, index=False)
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         raise RecordError(f"{path} could not be written: {error}.") from error
 
@@ -153,7 +159,9 @@ def _one_per_key(runs: Iterable[Run]) -> list[Run]:
     def rank(run: Run) -> tuple[bool, Any, str]:
         return run["lorasweep.state"] == "done", run["start_time"], run["run_id"]
 
-    return list({run["lorasweep.key"]: run for run in sorted(runs, key=rank)}.values())
+    # A run without a state is still in flight or was cut off: it has no result yet.
+    ended = sorted((run for run in runs if run.get("lorasweep.state")), key=rank)
+    return list({run["lorasweep.key"]: run for run in ended}.values())
 
 
 def _text(value: Any) -> str | None:
@@ -202,11 +210,8 @@ def _varying(extra: pd.DataFrame, within: list["pd.Series[Any]"]) -> list[str]:
     varies = pd.DataFrame(False, index=extra.index, columns=extra.columns)
     for _, rows in extra.groupby(within, dropna=False):
         varies.loc[rows.index] = (rows.nunique() > 1).to_numpy()
+    names = sorted(varies.columns[varies.any()])
     return [
-        ", ".join(
-            f"{name}={extra.at[i, name]}"
-            for name in sorted(varies.columns[varies.any()])
-            if varies.at[i, name] and pd.notna(extra.at[i, name])
-        )
-        for i in extra.index
+        ", ".join(f"{n}={v}" for n, v, on in zip(names, texts, shown, strict=True) if on and v == v)
+        for texts, shown in zip(extra[names].to_numpy(), varies[names].to_numpy(), strict=True)
     ]

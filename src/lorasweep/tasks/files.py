@@ -145,5 +145,5 @@ def _fault(value: Any, *, is_text: bool) -> str | None:
     if as_label(value) is None:
         return "hold nothing"
     if is_text and not isinstance(value, str):
-        return "hold no text"
+        return "are not text"
     return "hold half a character" if is_text and _HALF_CHARACTER.search(value) else None

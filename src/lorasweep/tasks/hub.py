@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ def problems(task: Task) -> list[str]:
     try:
         return _card_problems(task, _ask_hub(task))
     except _UnreachableError as error:
-        return [] if _is_prepared(task) else [str(error)]
+        prepared = _prepared(task)
+        return [str(error)] if prepared is None else _card_problems(task, [_about(prepared)])
     except RequestError as error:
         return error.problems
 
@@ -72,27 +74,36 @@ class _UnreachableError(LorasweepError):
     """The hub did not answer."""
 
 
-def _where(task: Task) -> str:
-    return f"task.id={task['id']}"
+def _explain(task: Task, error: Exception) -> LorasweepError:
+    """Turn what the libraries raise into what the user can do."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import errors
+
+    where = f"task.id={task['id']}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.GatedRepoError):
+        return RequestError([f"{where}: is gated; {_ACCESS}"])
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+        there = f"the hub has no such data set, or not at revision {task['revision']}"
+        return RequestError([f"{where}: {there}. If it is private, {_ACCESS}"])
+    if status in (401, 403):
+        return RequestError([f"{where}: the hub refuses your token; {_ACCESS}"])
+    if isinstance(error, DatasetNotFoundError):  # gated or private, and the token does not do
+        return RequestError([f"{where}: {error} If it exists, {_ACCESS}"])
+    if isinstance(error, ConnectionError | _http_error()):
+        return _UnreachableError(
+            f"{where}: the hub cannot be reached ({type(error).__name__}) and revision "
+            f"{task['revision']} is not in the local cache. Connect once, or point HF_HOME to a "
+            "cache that has it, or use your own files (task=local)"
+        )
+    return RequestError([f"{where}: {error}"])
 
 
-def _unreachable(task: Task, error: Exception) -> _UnreachableError:
-    return _UnreachableError(
-        f"{_where(task)}: the hub cannot be reached ({type(error).__name__}) and this revision is "
-        "not in the local cache. Connect once, or point HF_HOME to a cache that has it, or use "
-        "your own files (task=local)"
-    )
+def _http_error() -> type[Exception]:
+    """What the HTTP client raises, whichever client this version of the hub library uses."""
+    from huggingface_hub import errors
 
-
-def _refused(task: Task, *, gated: bool) -> RequestError:
-    if gated:
-        return RequestError([f"{_where(task)}: is gated: {_ACCESS}"])
-    return RequestError(
-        [
-            f"{_where(task)}: the hub has no such data set, or not at revision "
-            f"{task['revision']}. If it is private: {_ACCESS}"
-        ]
-    )
+    return errors.HTTPError  # type: ignore[attr-defined]
 
 
 def _setting_problems(task: Task) -> list[str]:
@@ -125,40 +136,31 @@ class _Config:
 def _ask_hub(task: Task) -> list[_Config]:
     """Ask the hub, once, what the data set is."""
     import huggingface_hub as hub
-    from huggingface_hub import errors
 
+    where = f"task.id={task['id']}"
     try:
         info = hub.HfApi().dataset_info(task["id"], revision=task["revision"], timeout=_PATIENCE_S)
-    except errors.GatedRepoError as error:
-        raise _refused(task, gated=True) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise _refused(task, gated=False) from error
     except (OSError, _http_error()) as error:
-        raise _unreachable(task, error) from error
+        raise _explain(task, error) from error
     if info.gated and not hub.get_token():
-        raise _refused(task, gated=True)
+        raise RequestError([f"{where}: is gated; {_ACCESS}"])
     files = [file.rfilename.removesuffix(".gz") for file in info.siblings or []]
     if not any(name.endswith(_READABLE) for name in files):
-        raise RequestError(
-            [f"{_where(task)}: has no parquet, csv or json files (its code is never run)"]
-        )
+        raise RequestError([f"{where}: has no parquet, csv or json files (its code is never run)"])
     card: Any = info.card_data or {}
     described = card.get("dataset_info") or []
     return [
         _Config(
             name=config.get("config_name", "default"),
             columns=[feature["name"] for feature in config.get("features", [])],
-            splits={split["name"]: split["num_examples"] for split in config.get("splits", [])},
+            # some cards leave the sizes out: then no size is too large for now
+            splits={
+                split["name"]: split.get("num_examples", sys.maxsize)
+                for split in config.get("splits", [])
+            },
         )
         for config in ([described] if isinstance(described, dict) else described)
     ]
-
-
-def _http_error() -> type[Exception]:
-    """What the HTTP client raises, whichever client this version of the hub library uses."""
-    from huggingface_hub import errors
-
-    return errors.HTTPError  # type: ignore[attr-defined]
 
 
 def _card_problems(task: Task, configs: list[_Config]) -> list[str]:
@@ -192,20 +194,25 @@ def _not_there(task: Task, setting: str, value: str, known: list[str]) -> str:
     )
 
 
-def _is_prepared(task: Task) -> bool:
-    """Whether the datasets library has this very revision in its cache."""
+def _prepared(task: Task) -> Path | None:
+    """Folder where the datasets library keeps this very revision, if it does."""
     from datasets import config, naming
 
     *owner, name = str(task["id"]).split("/")
-    folder = Path(config.HF_DATASETS_CACHE) / "___".join(
-        [*owner, naming.camelcase_to_snakecase(name)]
-    )
-    return any(folder.glob(f"{task['config'] or '*'}/*/{task['revision']}/dataset_info.json"))
+    root = Path(config.HF_DATASETS_CACHE, "___".join([*owner, naming.camelcase_to_snakecase(name)]))
+    there = list(root.glob(f"{task['config'] or '*'}/*/{task['revision']}/dataset_info.json"))
+    return there[0].parent if len(there) == 1 else None
+
+
+def _about(prepared: Path) -> _Config:
+    about = json.loads((prepared / "dataset_info.json").read_text(encoding="utf-8"))
+    splits = {name: split["num_examples"] for name, split in about["splits"].items()}
+    return _Config(about["config_name"], list(about["features"]), splits)
 
 
 def _download(task: Task) -> TaskData:
     sides = {
-        side: _split(task, task[f"{side}_split"])
+        side: _split(task, f"{side}_split")
         for side in ("train", "eval")
         if task[f"{side}_split"] is not None
     }
@@ -226,51 +233,48 @@ def _download(task: Task) -> TaskData:
     )
 
 
-def _split(task: Task, split: str) -> "datasets.Dataset":
+def _split(task: Task, setting: str) -> "datasets.Dataset":
+    """Read a split: from the library's cache without asking the hub, or else from the hub."""
     import datasets
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets.exceptions import DatasetsError
 
+    split, prepared = task[setting], _prepared(task)
+    if prepared is not None:
+        shards = [*prepared.glob(f"*-{split}.arrow"), *prepared.glob(f"*-{split}-*-of-*.arrow")]
+        if not shards:
+            raise RequestError([_not_there(task, setting, split, list(_about(prepared).splits))])
+        parts = [datasets.Dataset.from_file(str(path)) for path in sorted(shards)]
+        return datasets.concatenate_datasets(parts)
     try:
         # "hf://": or a folder of that name in the working directory would be read instead
         loaded = datasets.load_dataset(
-            f"hf://datasets/{task['id']}",
-            task["config"],
-            split=split,
-            revision=task["revision"],
+            f"hf://datasets/{task['id']}", task["config"], split=split, revision=task["revision"]
         )
-    except DatasetNotFoundError as error:
-        raise _refused(task, gated="gated" in str(error)) from error
-    except (ConnectionError, _http_error()) as error:
-        raise _unreachable(task, error) from error
-    except (ValueError, RuntimeError, DatasetsError) as error:
-        raise RequestError([f"{_where(task)}: {error}"]) from error
+    except (OSError, ValueError, RuntimeError, DatasetsError, _http_error()) as error:
+        raise _explain(task, error) from error
     # without a network the library takes any revision that it has
     if not all(task["revision"] in file["filename"] for file in loaded.cache_files):
-        raise _unreachable(task, ConnectionError("another revision"))
+        raise _explain(task, ConnectionError("another revision is cached"))
     return loaded
 
 
 def _rows(task: Task, side: str, split: "datasets.Dataset") -> Rows:
     """Read the columns in use, without the rows that lack something."""
     settings = [name for name in ("text", "text_pair", "label") if task[name] is not None]
-    found = [
-        _not_there(task, name, task[name], split.column_names)
-        for name in settings
-        if task[name] not in split.column_names
-    ]
+    found = [text for name in settings for text in _column_problems(task, name, split)]
     if found:
         raise RequestError(found)
     texts, *others, labels = (list(split[task[name]]) for name in settings)
     pairs = others[0] if others else None
     classes = getattr(split.features[task["label"]], "names", None)
-    if classes is not None:  # labels are indices, −1 where they are withheld
+    if classes is not None:  # labels are indices, -1 where they are withheld
         labels = [classes[label] if label in range(len(classes)) else None for label in labels]
     labels = [as_label(label) for label in labels]
     second = pairs or texts
     numbers = [
         row for row in range(len(labels)) if texts[row] and second[row] and labels[row] is not None
     ]
-    where = f"{_where(task)} task.{side}_split={task[f'{side}_split']}"
+    where = f"task.id={task['id']} task.{side}_split={task[f'{side}_split']}"
     if not numbers:
         raise RequestError([f"{where}: no row has both text and label"])
     return Rows(
@@ -280,3 +284,14 @@ def _rows(task: Task, side: str, split: "datasets.Dataset") -> Rows:
         pairs=None if pairs is None else [pairs[row] for row in numbers],
         labels=[labels[row] for row in numbers],
     )
+
+
+def _column_problems(task: Task, setting: str, split: "datasets.Dataset") -> list[str]:
+    column = task[setting]
+    if column not in split.column_names:
+        return [_not_there(task, setting, column, split.column_names)]
+    kind = getattr(split.features[column], "dtype", None)  # lists have none
+    if kind is None or (setting != "label" and kind not in ("string", "large_string")):
+        wanted = "one class a row" if setting == "label" else "text"
+        return [f"task.{setting}={column}: is not {wanted} in {task['id']}"]
+    return []

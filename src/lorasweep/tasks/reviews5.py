@@ -113,7 +113,7 @@ def _fetched(folder: Path, sdist: Sdist) -> bytes:
     folder.mkdir(parents=True, exist_ok=True)
     # within the same folder, so that the file can be moved into place in one step
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _download(Path(scratch), sdist, kept)
+        _download(Path(scratch), sdist, kept.absolute())
         Path(scratch, sdist.file).replace(kept)
     return kept.read_bytes()
 

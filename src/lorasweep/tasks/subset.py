@@ -22,21 +22,17 @@ def subset(examples: Examples, size: int | None, seed: int) -> Examples:
         size: number of items, at most ``len(examples)``; None takes all, as they are.
         seed: another seed gives other items.
     """
-    return examples.take(pick(examples.ids, examples.labels, size, seed))
-
-
-def pick(ids: Sequence[str], labels: Sequence[int], size: int | None, seed: int) -> list[int]:
-    """Return the positions that `subset` takes, from ids and classes alone."""
     if size is None:
-        return list(range(len(ids)))
-    order = sorted(range(len(ids)), key=lambda row: rank(f"{seed}:{ids[row]}"))
-    left = _quotas(labels, size)
+        return examples
+    order = sorted(range(len(examples)), key=lambda row: rank(f"{seed}:{examples.ids[row]}"))
+    left = _quotas(examples.labels, size)
     taken = []
     for row in order:
-        if left[labels[row]]:
-            left[labels[row]] -= 1
+        label = examples.labels[row]
+        if left[label]:
+            left[label] -= 1
             taken.append(row)
-    return taken
+    return examples.take(taken)
 
 
 def _quotas(labels: Sequence[int], size: int) -> dict[int, int]:
@@ -58,15 +54,19 @@ def hold_out(
     stays in train.
     """
     hashes = [rank(f"hold-out:{seed}:{text}") for text in texts]
+    by_class: dict[int, list[bytes]] = {}
+    for label, key in zip(labels, hashes, strict=True):
+        by_class.setdefault(label, []).append(key)
     limits = {}
-    for label in set(labels):
-        own = sorted(hashes[row] for row in range(len(labels)) if labels[row] == label)
-        held = min(max(round(len(own) * fraction), 1), len(own) - 1)
-        # the item at the limit stays in train, and so do its equals
-        limits[label] = own[held]
-    rows = range(len(labels))
-    train = [row for row in rows if hashes[row] >= limits[labels[row]]]
-    return train, [row for row in rows if hashes[row] < limits[labels[row]]]
+    for label, keys in by_class.items():
+        held = min(max(round(len(keys) * fraction), 1), len(keys) - 1)
+        # the text at the limit stays in train, and so do its equals
+        limits[label] = sorted(keys)[held]
+    train: list[int] = []
+    evaluation: list[int] = []
+    for row, (label, key) in enumerate(zip(labels, hashes, strict=True)):
+        (evaluation if key < limits[label] else train).append(row)
+    return train, evaluation
 
 
 def rank(text: str) -> bytes:

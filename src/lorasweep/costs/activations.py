@@ -1,0 +1,182 @@
+"""What autograd keeps alive for the backward pass, and what lives only for a moment.
+
+Read off the forward functions of transformers, PEFT and bitsandbytes, tensor by tensor, and
+checked in ``tests/test_costs.py`` against the storages that are alive in a real step. Below, d
+is the hidden width, f the feed-forward width, and all is in bytes a token of one block unless
+said otherwise.
+"""
+
+from collections.abc import Iterable
+
+from lorasweep.costs.setting import Setting
+from lorasweep.costs.shapes import Linear
+
+# Layers that read the same tensor.
+_SOURCE = {
+    "query": "first norm",
+    "key": "first norm",
+    "value": "first norm",
+    "query+key+value": "first norm",
+    "output": "attention",
+    "gate": "second norm",
+    "up": "second norm",
+    "down": "product",
+}
+
+
+def block(s: Setting) -> float:
+    """Bytes that one block keeps for the backward pass, for a whole batch."""
+    tokens = s.batch * s.length
+    kept = norms(s) + attention(s) + feed_forward(s) + inputs(s) + adapters(s)
+    mask = s.element * s.length  # an additive mask a text and block, made from the boolean one
+    return tokens * (kept + mask)
+
+
+def norms(s: Setting) -> float:
+    """Inputs of the norms in float32, their statistics, and dropout masks beside them.
+
+    A trained RMS norm also keeps its normalised input, in the type of the stream.
+    """
+    shape = s.shape
+    d, n = shape.hidden, shape.norms_per_block
+    if shape.family == "llama":
+        kept = n * (4 * d + 4)
+        if shape.model_type == "qwen3":
+            kept += 4 * shape.head_dim * (shape.heads + shape.kv_heads)
+        return kept + (n * s.element * d if s.trains == "everything" else 0)
+    return n * (4 * d + 8) + 2 * d
+
+
+def attention(s: Setting) -> float:
+    """Queries, keys, values and output of SDPA, and a float32 for each head.
+
+    With a padding mask transformers repeats keys and values for each query head.
+    """
+    shape = s.shape
+    width = shape.heads * shape.head_dim
+    kept = 4 * s.element * width + 4 * shape.heads
+    if shape.family == "gpt2":  # keys and values are copied into the cache
+        kept += 2 * s.element * width
+    return kept
+
+
+def feed_forward(s: Setting) -> float:
+    """Inputs of the activation function and of the gating product."""
+    f = s.shape.intermediate
+    if s.shape.family == "llama":
+        return 3 * (s.stream if s.kbit_prepare else s.element) * f
+    if s.shape.family == "gpt2":  # tanh written out, in float32 from the cube on
+        return (12 + s.element) * f
+    return s.element * f
+
+
+def inputs(s: Setting) -> float:
+    """Inputs of layers whose weights are trained, or which int8 layers keep."""
+    if s.trains != "everything" and s.quant != "int8":
+        return 0.0
+    return s.element * distinct_inputs(s, s.shape.linears)
+
+
+def distinct_inputs(s: Setting, layers: Iterable[Linear]) -> int:
+    """Widths of the tensors that these layers read, each tensor once.
+
+    The output layer reads what SDPA keeps anyway. Where the stream is float32, autocast makes
+    a 16-bit copy for each layer.
+    """
+    if s.autocast and s.stream == 4:
+        return sum(layer.d_in for layer in layers if layer.role != "output")
+    sources = {_SOURCE[layer.role]: layer.d_in for layer in layers if layer.role != "output"}
+    return sum(sources.values())
+
+
+def adapters(s: Setting) -> float:
+    """What LoRA keeps: dropout masks, a copy of each input after dropout, outputs of A.
+
+    PEFT casts the input to float32 where the base is not quantised, so that even without
+    dropout autocast makes a 16-bit copy for each layer. Adapter weights are cast to 16 bits
+    once a forward pass and kept.
+    """
+    layers = s.adapted
+    if not layers:
+        return 0.0
+    widths = sum(layer.d_in for layer in layers)
+    outputs = s.element * s.r * len(layers)
+    weights = sum(layer.lora(s.r) for layer in layers) * 2 if s.autocast else 0
+    tokens = s.batch * s.length
+    if s.dropout > 0:
+        kept = float(widths + s.element * widths)
+    elif s.autocast and s.quant is None:
+        kept = float(s.element * widths)
+    else:
+        kept = float(s.element * distinct_inputs(s, layers))
+    return kept + outputs + weights / tokens
+
+
+def stored(s: Setting) -> float:
+    """Bytes that one block keeps from the forward to the backward pass, for a whole batch.
+
+    With checkpointing that is its input. bitsandbytes' int8 layers hold their inputs past
+    autograd, where checkpointing does not reach them.
+    """
+    if not s.checkpointed:
+        return block(s)
+    kept = s.stream * s.shape.hidden
+    if s.quant == "int8":
+        output = next(layer for layer in s.shape.linears if layer.role == "output")
+        kept += s.element * (distinct_inputs(s, s.shape.linears) + output.d_in)
+    return float(s.batch * s.length * kept)
+
+
+def tail(s: Setting) -> float:
+    """Bytes kept outside the blocks, for a whole batch: the last norm, the head's input."""
+    kept = (4 + s.element) * s.shape.hidden if s.shape.family != "bert" else 0
+    return s.batch * s.length * (kept + s.stream * s.shape.hidden)
+
+
+def cache(s: Setting) -> float:
+    """Bytes of keys and values that transformers caches in a forward pass, for one block.
+
+    Without checkpointing even a training step fills the cache. Where keys and values are not
+    repeated, autograd keeps the same tensors.
+    """
+    shape = s.shape
+    if shape.family == "bert" or s.checkpointed or shape.kv_heads == shape.heads:
+        return 0.0
+    return s.batch * s.length * 2.0 * s.element * shape.kv_heads * shape.head_dim
+
+
+def forward_buffers(s: Setting) -> float:
+    """Bytes that live for a moment at the last layer of a block: its input and LoRA's copies."""
+    tokens, d = s.batch * s.length, s.shape.hidden
+    down = next(layer for layer in s.shape.linears if layer.role == "down")
+    product = 0 if s.trains == "everything" else s.element * down.d_in
+    passing = product + 2 * s.element * d
+    if down in s.adapted and s.autocast:
+        lifted = 4 * down.d_in if s.quant is None else 0
+        dropped = 4 * down.d_in if s.quant is None and s.dropout > 0 else 0
+        passing += lifted + dropped
+    return tokens * passing
+
+
+def backward_buffers(s: Setting) -> float:
+    """Bytes that live for a moment in the backward pass of a norm (float32)."""
+    return s.batch * s.length * 18.0 * s.shape.hidden
+
+
+def dequantised(s: Setting) -> float:
+    """Bytes of the largest matrix of a block in the compute type (bitsandbytes)."""
+    if s.quant is None:
+        return 0.0
+    size = s.compute if s.quant != "int8" else s.element
+    return float(size * max(layer.weights for layer in s.shape.linears))
+
+
+def evaluation(s: Setting) -> float:
+    """Bytes of an evaluation batch: the widest moment of a block, and the cache of all blocks."""
+    shape, tokens = s.shape, s.eval_batch * s.length
+    lifted = 6 if s.quant is None and s.autocast and s.adapted else 2 * s.element
+    wide = (s.element + lifted) * shape.intermediate + 3 * s.stream * shape.hidden
+    cached = 0.0
+    if shape.family != "bert":
+        cached = 2.0 * s.element * shape.kv_heads * shape.head_dim * shape.blocks
+    return tokens * (wide + cached + s.element * s.length)

@@ -1,0 +1,113 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis import table
+from lorasweep.errors import BAD_RECORD, RecordError
+
+Run = dict[str, Any]
+MakeRun = Callable[..., Run]
+
+
+def fake_record(monkeypatch: pytest.MonkeyPatch, runs: list[Run]) -> None:
+    fake: Any = SimpleNamespace(read=lambda uri: runs)
+    monkeypatch.setitem(sys.modules, "lorasweep.record", fake)
+
+
+def test_build_reads_every_trial_of_the_record(
+    monkeypatch: pytest.MonkeyPatch, run: MakeRun
+) -> None:
+    fake_record(monkeypatch, [run(r=4), run(r=8)])
+    made = table.build("sqlite:///x.db")
+    assert list(made.columns) == list(table.COLUMNS)
+    assert list(made["r"]) == [4, 8]
+    assert list(made["alpha"]) == [8, 16]
+    assert made["learning_rate"].dtype == "float64"
+    assert made["eval/loss"].isna().all()
+
+
+def test_an_empty_record_says_what_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_record(monkeypatch, [])
+    with pytest.raises(RecordError, match="make sweep"):
+        table.build("sqlite:///x.db")
+
+
+def test_the_newest_run_of_a_key_wins_unless_only_an_older_one_is_done(run: MakeRun) -> None:
+    one = {"lorasweep.key": "a", "start_time": 1, "run_id": "1"}
+    two = {"lorasweep.key": "a", "start_time": 2, "run_id": "2"}
+    assert list(table.tidy([run(**two), run(**one)])["run_id"]) == ["2"]
+    assert list(table.tidy([run(**one), run(state="failed", **two)])["run_id"]) == ["1"]
+    lost = [run(state="oom", **one), run(state="failed", **two)]
+    assert list(table.tidy(lost)["state"]) == ["failed"]
+
+
+def test_a_run_in_flight_is_no_trial_yet(run: MakeRun) -> None:
+    flying = run(r=2)
+    del flying["lorasweep.state"]
+    assert list(table.tidy([run(r=1), flying])["r"]) == [1]
+
+
+@pytest.mark.parametrize("method", ["base", "fft"])
+def test_methods_without_an_adapter_have_neither_rank_nor_target(run: MakeRun, method: str) -> None:
+    row = table.tidy([run(method)]).iloc[0]
+    assert row[["r", "alpha", "target"]].isna().all()
+
+
+def test_the_order_does_not_depend_on_the_record_s(paper: Callable[[int], list[Run]]) -> None:
+    runs = paper(2)
+    pd.testing.assert_frame_equal(table.tidy(runs), table.tidy(runs[::-1]))
+
+
+def test_settings_without_a_column_are_told_where_they_differ(run: MakeRun) -> None:
+    changed = {"lora.dropout": "0.1"}
+    made = table.tidy([run("lora"), run("lora", **changed), run("qlora"), run("qlora", r=16)])
+    assert set(made["settings"]) == {"lora.dropout=0.05", "lora.dropout=0.1"}
+    assert set(made["variant"]) == {""}
+    twice = table.tidy([run("qlora"), run("qlora", **{"method.double_quant": "True"})])
+    assert set(twice["variant"]) == {"method.double_quant=False", "method.double_quant=True"}
+    assert set(table.tidy([run(r=1), run(r=2)])["settings"]) == {""}
+
+
+def test_parquet_returns_what_was_written(one_seed: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "trials.parquet"
+    table.write(one_seed, path)
+    pd.testing.assert_frame_equal(table.read(path), one_seed)
+    assert [file.name for file in path.parent.iterdir()] == ["trials.parquet"]
+
+
+def test_the_table_rebuilds_byte_for_byte(one_seed: pd.DataFrame, tmp_path: Path) -> None:
+    for name in "ab":
+        table.write(one_seed, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_unusable_tables_name_the_command_that_makes_one(
+    one_seed: pd.DataFrame, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged").write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "void").touch()
+    one_seed[:0].to_parquet(tmp_path / "empty")
+    one_seed.drop(columns="state").to_parquet(tmp_path / "other")
+    wanted = {
+        "missing": "no table",
+        "damaged": "damaged",
+        "void": "damaged",
+        "empty": "no trials",
+        "other": "lacks the columns state",
+    }
+    for name, reason in wanted.items():
+        with pytest.raises(RecordError, match=reason) as caught:
+            table.read(tmp_path / name)
+        assert "make sweep" in str(caught.value)
+        assert caught.value.exit_code == BAD_RECORD
+
+
+def test_a_disk_that_refuses_is_told_in_a_sentence(one_seed: pd.DataFrame, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RecordError, match="could not be written"):
+        table.write(one_seed, tmp_path / "file" / "trials.parquet")
