@@ -86,8 +86,7 @@ def cells(method: Method, ranks: list[int]) -> Iterator[Cell]:
     elif not method.full_grid:
         ranks = ranks[:1]
     for rank, checkpointing, (batch, length) in itertools.product(ranks, (False, True), sizes):
-        if checkpointing or not method.kbit_prepare:  # which switches checkpointing on
-            yield Cell(rank, checkpointing, batch, length)
+        yield Cell(rank, checkpointing, batch, length)
 
 
 def build(shape: dict[str, Any], weights: str, device: torch.device) -> Any:
@@ -98,6 +97,7 @@ def build(shape: dict[str, Any], weights: str, device: torch.device) -> Any:
         model = classifier.from_config(
             config, dtype=DTYPES.get(weights, torch.bfloat16), attn_implementation="sdpa"
         )
+    model.config.use_cache = False
     model.score.to(torch.float32)
     if weights in ("nf4", "int8"):
         quantise(model, weights)
@@ -152,7 +152,7 @@ def prepare(model: Any, method: Method) -> None:
             module.compute_dtype = DTYPES[method.compute]
     if method.kbit_prepare:
         lift: Any = peft.prepare_model_for_kbit_training
-        lift(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+        lift(model, use_gradient_checkpointing=False)  # the cell says whether
 
 
 def adapt(model: Any, rank: int, device: torch.device) -> Any:

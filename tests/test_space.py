@@ -90,8 +90,8 @@ def test_zipped_keys_advance_together_and_others_are_crossed(composer: Composer)
         composer, "target=q,qv,attention", "lora.r=8,4,2", "seed=0,1", "sampler.zip=[target,lora.r]"
     )
     assert [(t["target.name"], t["lora.r"], t["seed"]) for t in found] == [
-        ("q", 8, 0), ("q", 8, 1), ("qv", 4, 0), ("qv", 4, 1), ("attention", 2, 0), ("attention", 2, 1),
-    ]  # fmt: skip
+        (*arm, seed) for arm in (("q", 8), ("qv", 4), ("attention", 2)) for seed in (0, 1)
+    ]
     all_zipped = trials(composer, "sampler=zip", "lora.r=1,2", "seed=5,6")
     assert [(t["lora.r"], t["seed"]) for t in all_zipped] == [(1, 5), (2, 6)]
 
@@ -182,5 +182,8 @@ def test_every_option_of_every_group_composes(composer: Composer) -> None:
         options = composer.options(group)
         assert options
         for option in options:
-            typed = [f"{group}={option}", *([local] if option == "local" and group == "task" else [])]
+            typed = [
+                f"{group}={option}",
+                *([local] if option == "local" and group == "task" else []),
+            ]
             assert problems(composer, *typed) == []

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,12 @@ def preflight(trials: Iterable[Trial]) -> list[str]:
     for trial in trials:
         model, task, folder = trial.group("model"), trial.group("task"), str(trial["output_dir"])
         shape = {k: v for k, v in model.items() if k.startswith("shape.")}
-        for name, check in (
-            (repr(model), lambda m=model, s=shape: source.problems({**m, "shape": s})),
-            (repr(task), lambda t=task: tasks.problems(t)),
-            (folder, lambda f=folder: unwritable(Path(f))),
-        ):
+        checks: dict[str, Callable[[], list[str]]] = {
+            repr(model): partial(source.problems, {**model, "shape": shape}),
+            repr(task): partial(tasks.problems, task),
+            folder: partial(unwritable, Path(folder)),
+        }
+        for name, check in checks.items():
             if name not in seen:
                 seen.add(name)
                 found += check()

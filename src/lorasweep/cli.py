@@ -1,4 +1,4 @@
-"""The command line around Hydra: errors as sentences, all of them at once, exit codes that mean something."""
+"""The command line around Hydra: errors as sentences, all at once, with an exit code that tells."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The record: MLflow, and only here. It is the one truth of what is done, what failed, what it cost.
+"""The record: MLflow, and only here. The one truth of what is done, what failed, what it cost.
 
 One experiment a study, a parent run a sweep, a child run a trial.
 """
@@ -83,7 +83,7 @@ class Record:
         for run in _runs(self.client, "tags.`lorasweep.key` != ''"):
             key, state = run.data.tags["lorasweep.key"], run.data.tags.get("lorasweep.state")
             if state is not None and found.get(key) != "done":
-                found[key] = state  # type: ignore[assignment]
+                found[key] = state
         return found
 
     def rows(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:

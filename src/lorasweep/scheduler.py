@@ -128,8 +128,8 @@ def _finish(
         screen.console.print(results(list(rows.values())))
     failed = sum(s in ("failed", "oom", "diverged") for s in states)
     screen.say(
-        f"{done} of {len(trials)} trials done, {failed} failed, in {totals['sweep/seconds']:.0f} s; "
-        "compare them with 'make ui', draw them with 'make figures'"
+        f"{done} of {len(trials)} trials done, {failed} failed, "
+        f"in {totals['sweep/seconds']:.0f} s; compare them with 'make ui', draw them with 'make figures'"
     )
     if screen.stopping:
         screen.say("stopped; the same command goes on from here")

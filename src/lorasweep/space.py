@@ -251,7 +251,7 @@ def values_of(override: Override, composer: Composer) -> list[Any]:
             raise ValueError(f"{override.input_line}: matches no option of '{name}'")
         return list(names)
     assert isinstance(value, Sweep)
-    return expand_ellipsis(name, [_element(v) for v in value.list])  # type: ignore[attr-defined]
+    return expand_ellipsis(name, [_element(v) for v in value.list])
 
 
 def words(overrides: Iterable[Override], composer: Composer) -> dict[str, str]:

@@ -16,7 +16,6 @@ import pytest
 import torch
 import transformers
 
-from lorasweep import tasks
 from lorasweep.models import source
 from tests.conftest import ROOT, Sweep
 from tests.e2e.conftest import rows_of

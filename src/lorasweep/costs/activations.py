@@ -39,12 +39,13 @@ def norms(s: Setting) -> float:
     """
     shape = s.shape
     d, n = shape.hidden, shape.norms_per_block
-    if shape.family == "llama":
-        kept = n * (4 * d + 4)
-        if shape.model_type == "qwen3":
-            kept += 4 * shape.head_dim * (shape.heads + shape.kv_heads)
-        return kept + (n * s.element * d if s.trains == "everything" else 0)
-    return n * (4 * d + 8) + 2 * d
+    if shape.family != "llama":
+        return n * (4 * d + 8) + 2 * d
+    widths, rows = n * d, n
+    if shape.model_type == "qwen3":  # one norm for each query and key head
+        rows += shape.heads + shape.kv_heads
+        widths += shape.head_dim * (shape.heads + shape.kv_heads)
+    return 4 * (widths + rows) + (s.element * widths if s.trains == "everything" else 0)
 
 
 def attention(s: Setting) -> float:
@@ -54,10 +55,7 @@ def attention(s: Setting) -> float:
     """
     shape = s.shape
     width = shape.heads * shape.head_dim
-    kept = 4 * s.element * width + 4 * shape.heads
-    if shape.family == "gpt2":  # keys and values are copied into the cache
-        kept += 2 * s.element * width
-    return kept
+    return 4 * s.element * width + 4 * shape.heads
 
 
 def feed_forward(s: Setting) -> float:
@@ -118,7 +116,7 @@ def stored(s: Setting) -> float:
     With checkpointing that is its input. bitsandbytes' int8 layers hold their inputs past
     autograd, where checkpointing does not reach them.
     """
-    if not s.checkpointed:
+    if not s.checkpointing:
         return block(s)
     kept = s.stream * s.shape.hidden
     if s.quant == "int8":
@@ -131,18 +129,6 @@ def tail(s: Setting) -> float:
     """Bytes kept outside the blocks, for a whole batch: the last norm, the head's input."""
     kept = (4 + s.element) * s.shape.hidden if s.shape.family != "bert" else 0
     return s.batch * s.length * (kept + s.stream * s.shape.hidden)
-
-
-def cache(s: Setting) -> float:
-    """Bytes of keys and values that transformers caches in a forward pass, for one block.
-
-    Without checkpointing even a training step fills the cache. Where keys and values are not
-    repeated, autograd keeps the same tensors.
-    """
-    shape = s.shape
-    if shape.family == "bert" or s.checkpointed or shape.kv_heads == shape.heads:
-        return 0.0
-    return s.batch * s.length * 2.0 * s.element * shape.kv_heads * shape.head_dim
 
 
 def forward_buffers(s: Setting) -> float:
@@ -172,11 +158,8 @@ def dequantised(s: Setting) -> float:
 
 
 def evaluation(s: Setting) -> float:
-    """Bytes of an evaluation batch: the widest moment of a block, and the cache of all blocks."""
+    """Bytes of an evaluation batch: the widest moment of a block."""
     shape, tokens = s.shape, s.eval_batch * s.length
     lifted = 6 if s.quant is None and s.autocast and s.adapted else 2 * s.element
     wide = (s.element + lifted) * shape.intermediate + 3 * s.stream * shape.hidden
-    cached = 0.0
-    if shape.family != "bert":
-        cached = 2.0 * s.element * shape.kv_heads * shape.head_dim * shape.blocks
-    return tokens * (wide + cached + s.element * s.length)
+    return tokens * (wide + s.element * s.length)

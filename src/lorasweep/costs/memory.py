@@ -86,7 +86,9 @@ def weight_bytes(s: Setting, parameters: Parameters) -> float:
     body = shape.total - shape.head_parameters
     if s.quant is None:
         # float16 gradients cannot be unscaled, so what fp16 trains is held in float32
-        return body * (4 if s.trains == "everything" and s.precision == "fp16" else s.element) + head
+        return (
+            body * (4 if s.trains == "everything" and s.precision == "fp16" else s.element) + head
+        )
     matrices = shape.block_weights
     rest = (body - matrices) * (4 if s.kbit_prepare else s.element) + head
     if s.quant == "int8":
@@ -122,15 +124,14 @@ def training(s: Setting, parameters: Parameters, trained: float) -> dict[str, Mo
     block = activations.block(s)
     stored = activations.stored(s)
     saved = shape.blocks * stored + activations.tail(s)
-    casts = 2.0 * parameters.adapters if s.autocast and s.checkpointed else 0.0
-    recomputed = block if s.checkpointed else 0.0
+    casts = 2.0 * parameters.adapters if s.autocast and s.checkpointing else 0.0
+    recomputed = block if s.checkpointing else 0.0
     held = trained if s.accumulation > 1 else 0.0
     buffers = max(activations.forward_buffers(s), activations.dequantised(s))
     backward = max(buffers, activations.backward_buffers(s))
-    cached = shape.blocks * activations.cache(s)
     root = trained if s.optimizer == "adamw_torch" else 0.0  # of each second moment
     return {
-        "forward": (held, saved + cached + casts, buffers),
+        "forward": (held, saved + casts, buffers),
         "backward": (held, saved + recomputed, backward),
         "gradients": (max(held, late_gradients(s, trained)), stored + block, backward),
         "optimizer": (trained, 0.0, root),

@@ -52,11 +52,6 @@ class Setting:
         """Layers of one block that carry an adapter."""
         return self.shape.adapted(self.roles) if self.trains == "adapter" else ()
 
-    @property
-    def checkpointed(self) -> bool:
-        """Whether blocks are recomputed; k-bit preparation switches it on."""
-        return self.checkpointing or (self.kbit_prepare and self.trains is not None)
-
 
 def setting_of(trial: Trial, n_labels: int) -> Setting:
     """Pick from a trial what its memory and step time depend on."""

@@ -20,7 +20,6 @@ _GPT2_NAMES = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
-    "intermediate_size": "n_inner",
     "max_position_embeddings": "n_positions",
 }
 
@@ -198,7 +197,7 @@ def _gpt2(fields: Mapping[str, Any], n_labels: int) -> Shape:
     """Decoder with one layer for query, key and value; the head has no bias."""
     known = {name: fields.get(name, fields.get(old)) for name, old in _GPT2_NAMES.items()}
     d, n = int(known["hidden_size"] or 0), int(known["num_attention_heads"] or 0)
-    f = int(known["intermediate_size"] or 4 * d)
+    f = int(fields.get("n_inner") or 4 * d)
     linears = (
         Linear("query+key+value", d, 3 * d, bias=True),
         Linear("output", d, d, bias=True),

@@ -40,7 +40,7 @@ def _git(*arguments: str) -> str | None:
 def device_name() -> str:
     """Name of the GPU, or of the processor and its number of cores."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
+        return str(torch.cuda.get_device_name(0))
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)

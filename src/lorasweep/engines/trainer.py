@@ -29,7 +29,7 @@ _CHECKPOINTING: dict[str, Any] = {
 _ORDER = {"by_length": "group_by_length", "random": "random"}
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The loss is no longer a number."""
 
 
@@ -58,7 +58,7 @@ class _Reporter(transformers.TrainerCallback):
         if "loss" in logs:
             self.watch.step(state.global_step, state.max_steps, logs["loss"])
             if not math.isfinite(logs["loss"]):
-                raise Diverged(f"the loss was {logs['loss']} at step {state.global_step}")
+                raise DivergedError(f"the loss was {logs['loss']} at step {state.global_step}")
 
 
 @contextmanager
@@ -118,8 +118,9 @@ def _steps(trial: Trial, examples: int) -> int:
     train = trial.group("train")
     if train["max_steps"]:
         return int(train["max_steps"])
-    batches = math.ceil(examples / train["batch_size"])
-    return max(1, math.ceil(math.ceil(batches / train["accumulation"]) * train["epochs"]))
+    batches: int = math.ceil(examples / train["batch_size"])
+    epoch = math.ceil(batches / int(train["accumulation"]))
+    return max(1, math.ceil(epoch * float(train["epochs"])))
 
 
 def _scored(prediction: transformers.EvalPrediction) -> dict[str, float]:
@@ -190,6 +191,8 @@ class _Session:
         self.metrics["speed/tokens_per_s"] = state.num_input_tokens_seen / seconds
 
     def evaluate(self) -> None:
+        # The Trainer shuffles evaluation by length too, which would part scores from item ids.
+        self.trainer.args.train_sampling_strategy = "sequential"
         with _timed(self.metrics, "time/eval_s"):
             output = self.trainer.predict(self.eval_set.remove_columns("id"))
         scores = np.asarray(output.predictions, dtype=np.float32)
@@ -232,8 +235,11 @@ def run(trial: Trial, folder: Path, watch: Watch) -> Result:
         if watch.stopping:
             result.state = "stopped"
         elif not adapters.moved(session.model):
-            result.state, result.error = "failed", "training left lora_B at zero: nothing was learnt"
-    except Diverged as error:
+            result.state, result.error = (
+                "failed",
+                "training left lora_B at zero: nothing was learnt",
+            )
+    except DivergedError as error:
         result.state, result.error = "diverged", str(error)
     except torch.cuda.OutOfMemoryError as error:
         result.state, result.error = "oom", str(error).splitlines()[0]

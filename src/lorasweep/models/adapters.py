@@ -100,7 +100,8 @@ def prepare(trial: Trial, model: transformers.PreTrainedModel) -> nn.Module:
 def counts(model: nn.Module) -> tuple[int, int]:
     """Return trainable and total parameters; a 4-bit weight counts as what it stands for."""
     if isinstance(model, peft.PeftModel):
-        return model.get_nb_trainable_parameters()
+        trained, everything = model.get_nb_trainable_parameters()
+        return int(trained), int(everything)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = 0
     for p in model.parameters():

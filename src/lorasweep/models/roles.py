@@ -1,4 +1,4 @@
-"""What each linear layer of an architecture is for, so that ``target=attention`` means the same on all.
+"""What each linear layer of an architecture is for: ``target=attention`` means the same on all.
 
 A role names a layer's place in a transformer block (query, key, value, output; gate, up,
 down). The table maps it to the suffix of the module's name in transformers. A layer that
@@ -74,7 +74,9 @@ def problems(model_type: str, wanted: Sequence[str]) -> list[str]:
             found.append(f"'{name}' is not a layer role (roles: {', '.join(NAMES)})")
         elif name not in have and not role.endswith("?"):
             present = ", ".join(n for n in NAMES if n in have)
-            found.append(f"the architecture '{model_type}' has no '{name}' layer (it has: {present})")
+            found.append(
+                f"the architecture '{model_type}' has no '{name}' layer (it has: {present})"
+            )
     plain = {role.removesuffix("?") for role in wanted}
     for role in table:
         parts = set(role.split("+"))

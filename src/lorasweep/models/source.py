@@ -72,7 +72,9 @@ def _path_problems(path: Path, where: str) -> list[str]:
         return [f"{where}: {path} does not exist"]
     files = [path] if path.is_file() else sorted(f for p in _WEIGHTS for f in path.glob(p))
     if not files:
-        return [f"{where}: {path} holds no .safetensors or .gguf weights (other formats are not read)"]
+        return [
+            f"{where}: {path} holds no .safetensors or .gguf weights (other formats are not read)"
+        ]
     found = []
     if path.is_dir() and files[0].suffix == ".safetensors":
         found += _config_problems(path, where)
@@ -198,7 +200,11 @@ def _may_read(name: str) -> bool:
 
 def hub_sentence(error: Exception, name: str, kind: str) -> str:
     """Put a hub's refusal into a sentence that says what to do."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if isinstance(error, GatedRepoError):
         return f"'{name}' is gated; accept its licence on its page, then set HF_TOKEN"
@@ -278,9 +284,7 @@ def _download(model: Model) -> Path:
 
     try:
         return Path(
-            snapshot_download(
-                model["id"], revision=model["revision"], allow_patterns=_HUB_FILES
-            )
+            snapshot_download(model["id"], revision=model["revision"], allow_patterns=_HUB_FILES)
         )
     except HfHubHTTPError as error:
         raise LorasweepError(hub_sentence(error, str(model["id"]), "model")) from error
@@ -320,5 +324,3 @@ def _random(model: Model, cache: Path) -> Base:
     folder = cache / "models" / f"random-{digest[:16]}"
     made_once(folder, lambda to: convert.random(model, to))
     return Base(folder, {"random": digest})
-
-
