@@ -28,7 +28,7 @@ sweep: $(READY) ## the default sweep: LoRA and QLoRA, r = 1 to 512, a small real
 	$(BIN)/python sweep.py -m method=lora,qlora lora.r=1,2,4,...,512
 
 figures: $(READY) ## record -> results/trials.parquet -> results/figures
-	$(BIN)/python -m analysis figures --uri $(RECORD)
+	$(BIN)/python -m analysis figures
 
 ui: $(READY) ## MLflow on localhost, to compare runs
 	@echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"

@@ -1,10 +1,13 @@
 """The sweep grammar: from what is typed to an ordered set of trials."""
 
+from pathlib import Path
+
 import pytest
 
 from lorasweep import space
 from lorasweep.space import Composer, expand_ellipsis
 from lorasweep.trial import Trial
+from tests.conftest import ROOT
 
 
 def trials(composer: Composer, *typed: str, **params: str) -> list[Trial]:
@@ -187,3 +190,26 @@ def test_every_option_of_every_group_composes(composer: Composer) -> None:
                 *([local] if option == "local" and group == "task" else []),
             ]
             assert problems(composer, *typed) == []
+
+
+STUDIES = sorted((ROOT / "sweeps").rglob("*.yaml"))
+
+
+def test_there_are_studies() -> None:
+    assert STUDIES
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda f: f.stem)
+def test_every_study_composes_and_opens_with_its_command(composer: Composer, file: Path) -> None:
+    text = file.read_text()
+    assert f"# python sweep.py study={file.stem}" in text
+    params = composer([f"study={file.stem}"]).tree.hydra.sweeper.params
+    assert trials(composer, f"study={file.stem}", **params)
+
+
+def test_the_papers_two_studies_are_52_trials(composer: Composer) -> None:
+    found: set[str] = set()
+    for study in ("patil2025_rank", "patil2025_alpha"):
+        params = composer([f"study={study}"]).tree.hydra.sweeper.params
+        found |= {t.key for t in trials(composer, f"study={study}", **params)}
+    assert len(found) == 52

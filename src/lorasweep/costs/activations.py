@@ -132,29 +132,41 @@ def tail(s: Setting) -> float:
 
 
 def forward_buffers(s: Setting) -> float:
-    """Bytes that live for a moment at the last layer of a block: its input and LoRA's copies."""
+    """Bytes that live for a moment at the last layer of a block, for a whole batch.
+
+    They are its input, the copies that LoRA makes of it, and the restored matrix.
+    """
     tokens, d = s.batch * s.length, s.shape.hidden
     down = next(layer for layer in s.shape.linears if layer.role == "down")
     product = 0 if s.trains == "everything" else s.element * down.d_in
-    passing = product + 2 * s.element * d
-    if down in s.adapted and s.autocast:
-        lifted = 4 * down.d_in if s.quant is None else 0
-        dropped = 4 * down.d_in if s.quant is None and s.dropout > 0 else 0
-        passing += lifted + dropped
-    return tokens * passing
+    base = dequantised(s) + tokens * (lifted(s) * down.d_in)
+    adapter = 0.0
+    if down in s.adapted and s.autocast and s.quant is None:
+        adapter = tokens * down.d_in * (8.0 if s.dropout > 0 else 4.0)
+    return tokens * (product + 2 * s.element * d) + max(base, adapter)
 
 
-def backward_buffers(s: Setting) -> float:
-    """Bytes that live for a moment in the backward pass of a norm (float32)."""
-    return s.batch * s.length * 18.0 * s.shape.hidden
+def lifted(s: Setting) -> int:
+    """Bytes a number of the copy of a 4-bit layer's input in its compute type."""
+    return s.compute if s.quant in ("nf4", "fp4") and s.compute != s.element else 0
 
 
 def dequantised(s: Setting) -> float:
-    """Bytes of the largest matrix of a block in the compute type (bitsandbytes)."""
+    """Bytes of the largest matrix of a block, restored from its few bits (bitsandbytes).
+
+    Where the compute type is float32, autocast makes a 16-bit copy of it.
+    """
     if s.quant is None:
         return 0.0
-    size = s.compute if s.quant != "int8" else s.element
+    size = s.element
+    if s.quant != "int8":
+        size = s.compute + (lifted(s) and s.element)
     return float(size * max(layer.weights for layer in s.shape.linears))
+
+
+def norm_buffers(s: Setting) -> float:
+    """Bytes that live for a moment in the backward pass of a norm, for a whole batch."""
+    return s.batch * s.length * 18.0 * s.shape.hidden
 
 
 def evaluation(s: Setting) -> float:

@@ -21,11 +21,11 @@ from lorasweep.trial import Trial
 
 GIB = 2**30
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "buffers", "framework")
-# cuBLAS keeps its workspaces in PyTorch's pool; the CUDA context and its kernels live outside.
-WORKSPACE = 0.05 * GIB
-CONTEXT = 0.55 * GIB
-# The pool is this much larger than the tensors in it at the peak (rounding, fragments).
-POOL = 1.04
+# Read off bench/results/memory_h100.csv: cuBLAS keeps its workspaces in PyTorch's pool, the CUDA
+# context and its kernels live outside, and the pool is larger than the tensors in it.
+WORKSPACE = 0.066 * GIB
+CONTEXT = 0.8 * GIB
+POOL = 1.03
 BLOCK_4BIT, BLOCK_DOUBLE, BLOCK_OPTIMIZER = 64, 256, 256
 
 
@@ -127,13 +127,14 @@ def training(s: Setting, parameters: Parameters, trained: float) -> dict[str, Mo
     casts = 2.0 * parameters.adapters if s.autocast and s.checkpointing else 0.0
     recomputed = block if s.checkpointing else 0.0
     held = trained if s.accumulation > 1 else 0.0
-    buffers = max(activations.forward_buffers(s), activations.dequantised(s))
-    backward = max(buffers, activations.backward_buffers(s))
+    buffers = activations.forward_buffers(s)
+    # The last norm runs backward before the first block is recomputed, so both never meet.
+    backward = buffers if s.checkpointing else max(buffers, activations.norm_buffers(s))
     root = trained if s.optimizer == "adamw_torch" else 0.0  # of each second moment
     return {
         "forward": (held, saved + casts, buffers),
         "backward": (held, saved + recomputed, backward),
-        "gradients": (max(held, late_gradients(s, trained)), stored + block, backward),
+        "gradients": (max(held, late_gradients(s, trained)), stored + block, buffers),
         "optimizer": (trained, 0.0, root),
     }
 

@@ -1,5 +1,6 @@
 """Bases that have to be made before they can be loaded: from a GGUF file, or from a shape alone."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ def gguf(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into ``folder`` as float32 safetensors with its tokenizer."""
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    model.save_pretrained(folder)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    # The loaded model still calls itself quantised, and then cannot be saved.
+    config = copy.deepcopy(loaded.config)
+    del config.quantization_config
+    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
 
 
 def random(model: Mapping[str, Any], folder: Path) -> None:
