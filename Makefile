@@ -47,8 +47,8 @@ format: $(READY) ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## how the seconds of the default sweep divide
-	$(BIN)/python bench/breakdown.py
+bench: $(READY) ## where the seconds go at both ends of the default sweep (a record of its own)
+	$(BIN)/python sweep.py -m method=lora,qlora lora.r=1,512 output_dir=$$(mktemp -d)
 
 clean: ## remove the environment and what was computed; the record in outputs/ stays
 	rm -rf $(VENV) results .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

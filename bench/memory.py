@@ -14,6 +14,7 @@ import csv
 import gc
 import itertools
 import logging
+import math
 import platform
 import statistics
 import time
@@ -246,6 +247,7 @@ def measure(
     batch = batch_of(cell, model.config.vocab_size, device)
     model.train()
     seconds: list[float] = []
+    value = math.nan
     warmup, timed = steps
     while len(seconds) < warmup + timed:
         start = gauge.now()
@@ -255,10 +257,12 @@ def measure(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        value = loss.item()
+        del loss  # with its graph, as the Trainer does
         seconds.append(gauge.now() - start)
         if len(seconds) == warmup and seconds[-1] > 1.0:
             timed = min(timed, 2)  # long steps vary little
-    result = {"state": "done", "step_s": statistics.median(seconds[warmup:]), "loss": loss.item()}
+    result = {"state": "done", "step_s": statistics.median(seconds[warmup:]), "loss": value}
     result |= gauge.memory()
     if gauge.cuda:  # on the CPU, evaluating repacks 4-bit weights, which breaks later training
         result["eval_s"] = forward_seconds(model, batch, method, gauge)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,17 @@ FINAL_STATES: tuple[State, ...] = ("done", "diverged", "pruned")
 Config = Mapping[str, Any]
 
 # Settings that change where, how fast or under which name a trial runs, never what comes out.
-_NOT_IN_KEY = ("name", "output_dir", "resume", "train.eval_batch_size")
+_NOT_IN_KEY = (
+    "name",
+    "output_dir",
+    "resume",
+    "train.eval_batch_size",
+    # Names and suggestions: what they stand for is in the key.
+    "method.name",
+    "target.name",
+    "model.learning_rate",
+    "model.precision",
+)
 _NOT_IN_KEY_GROUPS = ("engine", "sampler", "executor", "tracking")
 _ADAPTER_ONLY = ("lora.", "target.")
 _QUANT_ONLY = ("method.double_quant", "method.compute_dtype", "method.kbit_prepare")
@@ -24,14 +34,23 @@ _UNTRAINED = ("train.precision", "train.max_length", "train.padding")
 
 
 def relevant(config: Config) -> dict[str, Any]:
-    """Return the settings that can change the trial's result, and no others.
+    """Return the settings that can change the trial's result, and no others, in sorted order.
 
     ``method=base lora.r=1,2,4`` is one trial, not three: rank means nothing without an adapter.
     """
-    trains = config["method.trains"]
-    quantised = config["method.quant"] is not None
-    known_weights = config["model.source"] != "random"
+    names = _relevant_names(
+        tuple(config),
+        config["method.trains"],
+        config["method.quant"] is not None,
+        config["model.source"] != "random",
+    )
+    return {name: config[name] for name in names}
 
+
+@lru_cache(maxsize=256)  # a long sweep has few kinds of trials
+def _relevant_names(
+    names: tuple[str, ...], trains: str | None, quantised: bool, known_weights: bool
+) -> tuple[str, ...]:
     def keep(name: str) -> bool:
         if name in _NOT_IN_KEY or name.split(".")[0] in _NOT_IN_KEY_GROUPS:
             return False
@@ -43,16 +62,15 @@ def relevant(config: Config) -> dict[str, Any]:
             return False
         if name.startswith("model.shape.") and known_weights:
             return False
-        if "task.sha256" in config and name in ("task.train_file", "task.eval_file"):
-            return False  # what the files hold counts, not where they lie
-        return name not in ("model.learning_rate", "model.precision", "target.name", "method.name")
+        # what the files hold counts, not where they lie
+        return not ("task.sha256" in names and name in ("task.train_file", "task.eval_file"))
 
-    return {name: value for name, value in config.items() if keep(name)}
+    return tuple(sorted(filter(keep, names)))
 
 
 def key_of(config: Config) -> str:
     """Hash of all that can change the trial's result: 12 hexadecimal digits of SHA-256."""
-    text = json.dumps(relevant(config), sort_keys=True, separators=(",", ":"), default=str)
+    text = json.dumps(relevant(config), separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

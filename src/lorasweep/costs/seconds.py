@@ -19,17 +19,18 @@ from lorasweep.costs.parameters import count
 from lorasweep.costs.setting import Setting, setting_of
 from lorasweep.trial import Trial
 
-# Seconds of one eager operation on the host, and how many there are; fitted to bench/memory.py
-# on an H100 with a slow host (results/memory.csv). A faster host needs a calibrating trial.
-CALL = 17e-6
-BLOCK_FORWARD, BLOCK_BACKWARD = 92, 120
-ADAPTER_FORWARD, ADAPTER_BACKWARD = 15, 22
-QUANTISED_FORWARD, QUANTISED_BACKWARD = 19, 20
-TENSOR, STEP = 1, 600  # clipping and AdamW for each trained tensor; the rest of a step
+# Seconds that the host needs to launch one block, forward and backward (eager PyTorch, slow
+# CPU), for each of its adapters and quantised layers, and for the rest of a step. Fitted, like
+# all numbers below, to bench/results/memory_h100.csv; a faster host needs a calibrating trial.
+BLOCK, ADAPTER, ADAPTER_PLAIN, QUANTISED, STEP = 4.0e-3, 0.53e-3, 0.3e-3, 0.28e-3, 5e-3
+# What checkpointing multiplies that by (recomputation, and hooks on every saved tensor), and the
+# share that a forward pass without gradients takes.
+CHECKPOINTING, FORWARD = 1.8, 0.28
 # Share of the datasheet rates that these kernels reach.
 HALF_RATE, SINGLE_RATE, BANDWIDTH = 0.65, 0.75, 0.8
-# Times that what a block keeps is read or written, and bytes moved for each trained parameter.
-TRAFFIC, OPTIMIZER_TRAFFIC = 5.0, 60.0
+# Times that what a block keeps is read or written in a step, bytes for each number that enters
+# an adapter, and bytes for each byte of trained parameters.
+TRAFFIC, ADAPTER_TRAFFIC, ADAPTER_TRAFFIC_QUANTISED, OPTIMIZER_TRAFFIC = 8.0, 44.0, 24.0, 16.0
 START, READ = 5.0, 1.5e9  # seconds to build a trial, bytes of a checkpoint read a second
 
 
@@ -141,69 +142,10 @@ def training_step(s: Setting, device: Device, tokens: float) -> Bounds:
         tokens: of one padded text.
     """
     again = 1 if s.checkpointing else 0
-    forward, backward = calls(s)
-    blocks = s.shape.blocks * (forward * (1 + again) + backward)
-    tensors = TENSOR * trained_tensors(s) / s.accumulation
-    trained = memory.trained_elements(s) / s.accumulation
-    passes = compute(s, device, s.batch * tokens, tokens, forwards=1 + again, backward=True)
-    update = trained * OPTIMIZER_TRAFFIC / (device.bandwidth * BANDWIDTH)
-    return Bounds(host=CALL * (blocks + tensors + STEP), device=passes + update)
-
-
-@lru_cache(maxsize=65536)
-def evaluation_batch(s: Setting, device: Device, tokens: float) -> Bounds:
-    """Bounds of the forward pass of one evaluation batch."""
-    forward, _ = calls(s)
-    passes = compute(s, device, s.eval_batch * tokens, tokens, forwards=1, backward=False)
-    return Bounds(host=CALL * (s.shape.blocks * forward + STEP), device=passes)
-
-
-def calls(s: Setting) -> tuple[int, int]:
-    """Operations that the host launches in one block, forward and backward."""
-    adapters = len(s.adapted)
-    quantised = len(s.shape.linears) if s.quant is not None else 0
-    return (
-        BLOCK_FORWARD + adapters * ADAPTER_FORWARD + quantised * QUANTISED_FORWARD,
-        BLOCK_BACKWARD + adapters * ADAPTER_BACKWARD + quantised * QUANTISED_BACKWARD,
-    )
-
-
-def trained_tensors(s: Setting) -> int:
-    """Tensors that the optimizer goes through."""
-    of_a_block = 2 * len(s.adapted) or len(s.shape.linears) + s.shape.norms_per_block
-    return s.shape.blocks * of_a_block if s.trains else 0
-
-
-def compute(
-    s: Setting, device: Device, tokens: float, length: float, *, forwards: int, backward: bool
-) -> float:
-    """Seconds of arithmetic and memory traffic for ``tokens`` tokens in texts of ``length``."""
-    shape = s.shape
-    base = 2.0 * shape.block_weights
-    update = 2.0 * shape.blocks * sum(layer.lora(s.r) for layer in s.adapted)
-    scores = 4.0 * shape.blocks * shape.heads * shape.head_dim * length
-    of_base = 2 if s.trains == "everything" else 1
-    times = forwards + (of_base if backward else 0)
-    twice = forwards + (2 if backward else 0)  # gradients of inputs and of weights
-    half = (scores + update) * twice
-    single = 0.0
-    if s.quant is not None and s.compute == 4 and s.quant != "int8":
-        single = base * times
-    else:
-        half += base * times
-    if not s.autocast:
-        half, single = 0.0, half + single
-    arithmetic = tokens * (
-        half / (device.half * HALF_RATE) + single / (device.single * SINGLE_RATE)
-    )
-    kept = shape.blocks * activations.block_per_token(s, length) * tokens * TRAFFIC
-    elementwise = kept * (times + 1) / 3
-    weights = dequantisation(s) * (forwards + (1 if backward else 0))
-    return arithmetic + (elementwise + weights) / (device.bandwidth * BANDWIDTH)
-
-
-def dequantisation(s: Setting) -> float:
-    """Bytes moved to restore the matrices of all blocks once: codes read, numbers written."""
-    if s.quant is None:
-        return 0.0
-    return s.shape.block_weights * (0.5 + 2 * s.compute)
+    host = s.shape.blocks * launches(s) * (CHECKPOINTING if s.checkpointing else 1) + STEP
+    gradients = 2 if s.trains == "everything" else 1  # of inputs, and of weights
+    arithmetic = operations(s, device, tokens, base=1 + again + gradients, rest=3 + again)
+    traffic = elementwise(s, tokens) * (1 + FORWARD * again) + restored(s) * (2 + again)
+    update = memory.trained_bytes(s) * OPTIMIZER_TRAFFIC / s.accumulation
+    moved = (s.batch * traffic + update) / (device.bandwidth * BANDWIDTH)
+    return Bounds(host=host, device=s.batch * arithmetic + moved)

@@ -101,6 +101,7 @@ def _arguments(trial: Trial, scratch: Path, steps: int) -> transformers.Training
         save_strategy="steps" if train["patience"] else "no",
         save_steps=often or 500,
         save_total_limit=1,
+        save_only_model=True,  # an optimizer would be saved as a pickle
         load_best_model_at_end=bool(train["patience"]),
         metric_for_best_model="eval/accuracy" if train["patience"] else None,
         seed=trial["seed"],
