@@ -2,15 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from lorasweep import space
-from lorasweep.errors import RequestError
+from lorasweep.errors import LorasweepError, RequestError
 from lorasweep.space import Composer
 from lorasweep.trial import Trial
 
@@ -30,55 +29,83 @@ def trials_of(
     problems += preflight(trials)
     if problems:
         raise RequestError(problems)
-    return [with_content(trial) for trial in trials]
+    return with_content(trials)
 
 
-def with_content(trial: Trial) -> Trial:
+def with_content(trials: Sequence[Trial]) -> list[Trial]:
     """Add the hash of the user's own files, which are part of what a trial is."""
     from lorasweep import tasks
 
-    digest = tasks.digest(trial.group("task"))
-    return trial if digest is None else Trial({**trial.config, "task.sha256": digest})
+    hashes = {
+        _content(trial, "task"): tasks.digest(trial.group("task"))
+        for trial in _distinct(trials, "task")
+    }
+    if not any(hashes.values()):
+        return list(trials)
+    found = [(trial, hashes[_content(trial, "task")]) for trial in trials]
+    return [t if h is None else Trial({**t.config, "task.sha256": h}) for t, h in found]
 
 
-def preflight(trials: Iterable[Trial]) -> list[str]:
+def _content(trial: Trial, group: str) -> tuple[str, ...]:
+    return tuple(map(str, trial.group(group).values()))
+
+
+def _distinct(trials: Iterable[Trial], group: str) -> list[Trial]:
+    """Return one trial for each different content of a group."""
+    found: dict[tuple[str, ...], Trial] = {}
+    for trial in trials:
+        found.setdefault(_content(trial, group), trial)
+    return list(found.values())
+
+
+def preflight(trials: Sequence[Trial]) -> list[str]:
     """Check what trials need from outside: bases, data, a place to write. Loads nothing."""
     from lorasweep import tasks
     from lorasweep.models import source
 
     found: list[str] = []
-    seen: set[str] = set()
-    for trial in trials:
-        model, task, folder = trial.group("model"), trial.group("task"), str(trial["output_dir"])
-        shape = {k: v for k, v in model.items() if k.startswith("shape.")}
-        checks: dict[str, Callable[[], list[str]]] = {
-            repr(model): partial(source.problems, {**model, "shape": shape}),
-            repr(task): partial(tasks.problems, task),
-            folder: partial(unwritable, Path(folder)),
-        }
-        for name, check in checks.items():
-            if name not in seen:
-                seen.add(name)
-                found += check()
-        found += quantised_twice(trial, seen)
+    for trial in _distinct(trials, "model"):
+        found += source.problems(source.settings(trial))
+    for trial in _distinct(trials, "task"):
+        found += tasks.problems(trial.group("task"))
+    for folder in {str(trial["output_dir"]) for trial in trials}:
+        found += unwritable(Path(folder))
+    quantising = [t for t in trials if t["method.quant"] is not None]
+    for trial in _distinct(quantising, "model"):
+        kind = source.quantised(source.settings(trial))
+        if kind is not None:
+            found.append(
+                f"method={trial['method.name']} model={trial['model.name']}: the checkpoint is "
+                f"already quantised ({kind}); use method=lora, or an unquantised checkpoint"
+            )
     return found
 
 
-def quantised_twice(trial: Trial, seen: set[str]) -> list[str]:
-    """Refuse to quantise a base whose checkpoint is quantised already."""
+def fetch(trials: Sequence[Trial]) -> None:
+    """Bring bases and data to this machine before the first trial starts.
+
+    Raises:
+        RequestError: something cannot be had; holds all that cannot.
+    """
+    from lorasweep import tasks
     from lorasweep.models import source
 
-    at = f"{trial['model.name']} {trial['method.name']} {trial['method.quant']}"
-    if trial["method.quant"] is None or at in seen:
-        return []
-    seen.add(at)
-    kind = source.quantised(trial.group("model"))
-    if kind is None:
-        return []
-    return [
-        f"method={trial['method.name']} model={trial['model.name']}: the checkpoint is already "
-        f"quantised ({kind}); use method=lora, or an unquantised checkpoint"
-    ]
+    problems: list[str] = []
+    cache = source.cache_home()
+    for trial in _distinct(trials, "model"):
+        try:
+            source.locate(source.settings(trial), cache)
+        except LorasweepError as error:
+            problems.append(f"model={trial['model.name']}: {error}")
+    for trial in _distinct(trials, "task"):
+        try:
+            tasks.load(trial.group("task"), cache)
+        except RequestError as error:
+            problems += error.problems
+        except LorasweepError as error:
+            problems.append(str(error))
+    if problems:
+        raise RequestError(problems)
 
 
 def unwritable(folder: Path) -> list[str]:
@@ -115,7 +142,7 @@ def run_one(tree: DictConfig) -> int:
     problems += preflight([trial])
     if problems:
         raise RequestError(problems)
-    return run_trials([with_content(trial)])
+    return run_trials(with_content([trial]))
 
 
 def run_trials(trials: Sequence[Trial]) -> int:
@@ -128,6 +155,7 @@ def run_trials(trials: Sequence[Trial]) -> int:
     from lorasweep import scheduler
     from lorasweep.record import Record
 
+    fetch(trials)
     first = trials[0]
     output = Path(str(first["output_dir"]))
     record = Record(str(first["tracking.uri"]), output / "artifacts")

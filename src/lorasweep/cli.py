@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from lorasweep import config, errors
+from lorasweep.space import describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
+_OURS = ("-m", "--multirun")  # flags that leave the rest to be overrides
 _COMPLETION = ("--shell-completion", "-sc")
 _STUDY = ("study=", "+study=")
 
@@ -26,7 +31,8 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
         if any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
             hydra_main()
             return errors.DONE
-        refuse_words(arguments)
+        if all(a in _OURS for a in arguments if a.startswith("-")):
+            refuse_words(arguments)
         # Hydra would print its own traceback; with this it lets errors through to us.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         hydra_main()
@@ -35,6 +41,8 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
         return errors.STOPPED
     except errors.LorasweepError as error:
         return explain(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return explain(errors.RequestError([describe(error)]))
     except OSError as error:
         return explain(errors.RecordError(f"{error.filename or 'disk'}: {error.strerror or error}"))
 
@@ -61,7 +69,7 @@ def refuse_words(arguments: Sequence[str]) -> None:
     from lorasweep import app, space
 
     overrides = [a for a in arguments if not a.startswith("-")]
-    multirun = any(a in ("-m", "--multirun") for a in arguments)
+    multirun = any(a in _OURS for a in arguments)
     problems: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composer = space.Composer(GlobalHydra.instance().config_loader())

@@ -4,7 +4,6 @@ Defaults are not here: they are in ``conf/``. ``problems`` collects everything t
 with a trial, so that a user mends a command once, not once per mistake.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from lorasweep.errors import nearest
 from lorasweep.models import roles
 from lorasweep.trial import Config
 
@@ -209,12 +209,6 @@ OPTIMIZERS = (
     "adafactor",
     "sgd",
 )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the known word most like this one, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def one_of(config: Config, name: str, known: Sequence[str]) -> list[str]:

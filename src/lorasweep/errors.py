@@ -1,5 +1,8 @@
 """Errors that a person reads, each with the exit code the command line ends with."""
 
+import difflib
+from collections.abc import Iterable
+
 DONE, SOME_FAILED, BAD_REQUEST, BAD_RECORD, STOPPED = 0, 1, 2, 3, 130
 
 
@@ -23,3 +26,9 @@ class RecordError(LorasweepError):
     """The record or the disk could not be used."""
 
     exit_code = BAD_RECORD
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the known word most like this one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep import config as checks
-from lorasweep.errors import RequestError
+from lorasweep.errors import RequestError, nearest
 from lorasweep.trial import Trial
 
 CONFIG_NAME = "config"
@@ -268,13 +268,13 @@ def words(overrides: Iterable[Override], composer: Composer) -> dict[str, str]:
             for value in _listed(override):
                 if value != ELLIPSIS and value is not None and str(value) not in options:
                     wrong[override.input_line] = (
-                        f"{name}={value}: no such {name}{checks.nearest(str(value), options)} "
+                        f"{name}={value}: no such {name}{nearest(str(value), options)} "
                         f"(there are: {', '.join(options)})"
                     )
         elif name not in known and not name.startswith("model.shape."):
             wrong[override.input_line] = (
                 f"{override.input_line}: no setting is called '{name}'"
-                f"{checks.nearest(name, [*known, *groups])}"
+                f"{nearest(name, [*known, *groups])}"
             )
     return wrong
 

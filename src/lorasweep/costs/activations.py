@@ -26,10 +26,13 @@ _SOURCE = {
 
 def block(s: Setting) -> float:
     """Bytes that one block keeps for the backward pass, for a whole batch."""
-    tokens = s.batch * s.length
-    kept = norms(s) + attention(s) + feed_forward(s) + inputs(s) + adapters(s)
     mask = s.element * s.length  # an additive mask a text and block, made from the boolean one
-    return tokens * (kept + mask)
+    return s.batch * s.length * (kept_by_block(s) + adapters(s) + mask)
+
+
+def kept_by_block(s: Setting) -> float:
+    """Bytes a token that one block keeps without its adapters."""
+    return norms(s) + attention(s) + feed_forward(s) + inputs(s)
 
 
 def norms(s: Setting) -> float:

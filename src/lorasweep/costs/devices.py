@@ -61,7 +61,7 @@ DEVICES = {
 USABLE = 0.98
 _UNKNOWN_SPEED = DEVICES["a100_40gb"]
 # A core's rates when nothing better is known: a few AVX2 products a cycle, shared memory.
-_CORE_FLOPS, _CPU_BANDWIDTH = 30e9, 20e9
+_CORE_FLOPS, _CPU_BANDWIDTH = 20e9, 20e9
 
 
 def find(name: str | None) -> Device:
@@ -113,6 +113,13 @@ def recognise(marketing: str, memory: float) -> Device:
         return replace(_UNKNOWN_SPEED, name=marketing, memory=memory * USABLE)
     nearest = min(known, key=lambda device: abs(device.memory - memory))
     return replace(nearest, memory=memory * 0.99)
+
+
+def same(device: Device, recorded: str) -> bool:
+    """Whether a device name in the record (PyTorch's, or ``CPU: …``) means this device."""
+    if device.kind == "cpu" or recorded.startswith("CPU"):
+        return device.kind == "cpu" and recorded.startswith("CPU")
+    return recognise(recorded, device.memory).name == device.name
 
 
 def cpu() -> Device:

@@ -1,37 +1,40 @@
 """Seconds of a trial: a roofline of the device, mended by trials that were measured on it.
 
-A training step takes the longest of what the host needs to launch it (eager PyTorch and PEFT
-run hundreds of small operations a block) and what the device needs to compute it: operations
-over its rate, and bytes over its bandwidth. See Williams et al. 2009, doi:10.1145/1498765.1498785.
+A step takes the longer of what the host needs to launch it (eager PyTorch and PEFT run
+hundreds of small operations a block) and what the device needs to compute it: operations over
+its rate plus bytes over its bandwidth. See Williams et al. 2009, doi:10.1145/1498765.1498785.
 """
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from lorasweep.costs import activations, memory
-from lorasweep.costs.devices import Device, recognise
+from lorasweep.costs.devices import Device, same
 from lorasweep.costs.parameters import count
 from lorasweep.costs.setting import Setting, setting_of
 from lorasweep.trial import Trial
 
-# Seconds that the host needs to launch one block, forward and backward (eager PyTorch, slow
-# CPU), for each of its adapters and quantised layers, and for the rest of a step. Fitted, like
-# all numbers below, to bench/results/memory_h100.csv; a faster host needs a calibrating trial.
-BLOCK, ADAPTER, ADAPTER_PLAIN, QUANTISED, STEP = 4.0e-3, 0.53e-3, 0.3e-3, 0.28e-3, 5e-3
-# What checkpointing multiplies that by (recomputation, and hooks on every saved tensor), and the
-# share that a forward pass without gradients takes.
-CHECKPOINTING, FORWARD = 1.8, 0.28
-# Share of the datasheet rates that these kernels reach.
-HALF_RATE, SINGLE_RATE, BANDWIDTH = 0.65, 0.75, 0.8
-# Times that what a block keeps is read or written in a step, bytes for each number that enters
-# an adapter, and bytes for each byte of trained parameters.
-TRAFFIC, ADAPTER_TRAFFIC, ADAPTER_TRAFFIC_QUANTISED, OPTIMIZER_TRAFFIC = 8.0, 44.0, 24.0, 16.0
-START, READ = 5.0, 1.5e9  # seconds to build a trial, bytes of a checkpoint read a second
+# All numbers are fitted to bench/results/memory_h100.csv (an H100 whose host is slow: on a
+# faster host small models are faster than predicted, until a trial has been measured there).
+# Seconds that the host needs to launch a block, forward and backward, each of its adapters
+# (under autocast, and without), each quantised layer; and the rest of a step.
+BLOCK, ADAPTER, ADAPTER_PLAIN, QUANTISED, STEP = 3.4e-3, 0.52e-3, 0.2e-3, 0.23e-3, 17e-3
+# What checkpointing multiplies these by (recomputation, hooks on each saved tensor), and the
+# share of an evaluation batch.
+CHECKPOINTING, EVALUATION = 1.88, 0.33
+# Share of the datasheet rates that matrix products and copies reach.
+HALF_RATE, SINGLE_RATE, BANDWIDTH = 0.75, 0.76, 0.8
+# Bytes moved in a step for each byte that a block keeps, for each number that enters an adapter
+# (PEFT casts to float32 unless the base is quantised), for each trained parameter (clipping and
+# foreach AdamW); and the share of a forward pass.
+TRAFFIC, CAST_TRAFFIC, ADAPTER_TRAFFIC, UPDATE_TRAFFIC, FORWARD = 12.5, 89.0, 62.0, 66.0, 0.42
+START, READ = 5.0, 1.5e9  # seconds to build a trial; bytes of a checkpoint read a second
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,20 @@ class Data:
     tokens: float | None = None
 
 
+Bound = Literal["host", "device"]
+
+
 @dataclass(frozen=True)
 class Bounds:
-    """Seconds of one step by what bounds it."""
+    """Seconds of one batch by what bounds it; the host launches while the device computes."""
 
     host: float
     device: float
+
+    @property
+    def by(self) -> Bound:
+        """Which of the two takes longer."""
+        return "host" if self.host > self.device else "device"
 
 
 @dataclass(frozen=True)
@@ -67,51 +78,94 @@ class Seconds:
         return self.load + self.train + self.evaluate
 
 
-Kind = tuple[Any, ...]
+Kind = tuple[str, ...]
+# Trials that agree in these share a calibration.
+_KIND = (
+    "model.name",
+    "method.trains",
+    "method.quant",
+    "method.compute_dtype",
+    "train.precision",
+    "train.checkpointing",
+)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measured over predicted seconds for each kind of trial: (host, device) factors."""
+    """Measured over predicted seconds of a step, by kind of trial and what bound the step."""
 
-    factors: Mapping[Kind, tuple[float, float]] = field(default_factory=dict)
+    factors: Mapping[tuple[Kind, Bound], float] = field(default_factory=dict)
 
-    def step(self, kind: Kind, bounds: Bounds) -> tuple[float, bool]:
-        """Seconds of a step, and whether a measured trial of this kind was used."""
-        host, device = self.factors.get(kind, (1.0, 1.0))
-        return max(bounds.host * host, bounds.device * device), kind in self.factors
+    def knows(self, kind: Kind) -> bool:
+        """Whether a trial of this kind was measured."""
+        return (kind, "host") in self.factors or (kind, "device") in self.factors
 
-
-@dataclass(frozen=True)
-class Measured:
-    """A trial that ran: seconds of one of its steps, and the tokens of its padded texts."""
-
-    trial: Trial
-    step_s: float
-    tokens: float
+    def seconds(self, kind: Kind, bounds: Bounds) -> float:
+        """Seconds of a batch, each bound mended by what was measured of it."""
+        host = bounds.host * self.factors.get((kind, "host"), 1.0)
+        return max(host, bounds.device * self.factors.get((kind, "device"), 1.0))
 
 
-def kind_of(trial: Trial) -> Kind:
-    """Trials of one kind share a calibration: same model, method and arithmetic."""
-    names = ("model.name", "method.trains", "method.quant", "method.compute_dtype",
-             "method.kbit_prepare", "train.precision")  # fmt: skip
-    return tuple(str(trial[name]) for name in names)
+def kind_of(config: Mapping[str, Any]) -> Kind:
+    """Kind of a trial: same model, method and arithmetic."""
+    return tuple(str(config[name]) for name in _KIND)
+
+
+def calibrate(rows: Iterable[Mapping[str, Any]], device: Device) -> Calibration:
+    """Learn from recorded trials that ran alone on this device.
+
+    Args:
+        rows: trials as ``record.read`` gives them: params as text, metrics, tags.
+        device: where the coming trials run; rows of other devices are left out.
+    """
+    ratios: defaultdict[tuple[Kind, Bound], list[float]] = defaultdict(list)
+    for row in rows:
+        if tells_seconds(row, device):
+            bounds, seconds = of_recorded(row, device)
+            ratios[kind_of(row), bounds.by].append(seconds / max(bounds.host, bounds.device))
+    return Calibration({key: median(found) for key, found in ratios.items()})
+
+
+def tells_seconds(row: Mapping[str, Any], device: Device) -> bool:
+    """Whether a recorded trial trained alone, to its end, on this device."""
+    alone = row.get("lorasweep.pack", row.get("lorasweep.key")) == row.get("lorasweep.key")
+    ran = row.get("lorasweep.state") == "done" and row.get("time/train_s")
+    return bool(ran) and alone and same(device, str(row.get("lorasweep.device")))
+
+
+def of_recorded(row: Mapping[str, Any], device: Device) -> tuple[Bounds, float]:
+    """Bounds of a recorded trial's batch, and the seconds that it took."""
+    trial = Trial({name: typed(value) for name, value in row.items()})
+    s = setting_of(trial, n_labels=2)  # the few outputs of a head take no time
+    texts = float(row["speed/tokens_per_s"]) / float(row["speed/samples_per_s"])
+    bounds = training_batch(s, device, padded_tokens(trial, Data(2, 0, 0, texts)))
+    return bounds, float(row["time/train_s"]) / (float(row["train/steps"]) * s.accumulation)
+
+
+def typed(value: Any) -> Any:
+    """Value of a setting from the text that the record keeps of it."""
+    if not isinstance(value, str):
+        return value
+    if value in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[value]
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def estimate(trial: Trial, data: Data, device: Device, calibration: Calibration) -> Seconds:
     """Seconds of a trial on a device: loading, training, evaluating."""
     s = setting_of(trial, data.n_labels)
-    tokens = padded_tokens(trial, data)
-    kind = kind_of(trial)
-    step, calibrated = calibration.step(kind, training_step(s, device, tokens))
-    batch, _ = calibration.step(kind, evaluation_batch(s, device, tokens))
-    micro_batches = steps(trial, data.train_items) * s.accumulation if s.trains else 0
+    kind, tokens = kind_of(trial.config), padded_tokens(trial, data)
+    trained = steps(trial, data.train_items) * s.accumulation if s.trains else 0
+    evaluated = math.ceil(data.eval_items / s.eval_batch)
     weights = memory.weight_bytes(s, count(trial, data.n_labels))
     return Seconds(
         load=START + weights / READ,
-        train=micro_batches * step,
-        evaluate=math.ceil(data.eval_items / s.eval_batch) * batch,
-        calibrated=calibrated,
+        train=trained * calibration.seconds(kind, training_batch(s, device, tokens)),
+        evaluate=evaluated * calibration.seconds(kind, evaluation_batch(s, device, tokens)),
+        calibrated=calibration.knows(kind),
     )
 
 
@@ -127,13 +181,13 @@ def steps(trial: Trial, train_items: int) -> int:
     """Optimizer steps of the whole training, as the engine counts them."""
     if trial["train.max_steps"]:
         return int(trial["train.max_steps"])
-    batches = math.ceil(train_items / trial["train.batch_size"])
-    an_epoch = math.ceil(batches / trial["train.accumulation"])
-    return max(1, math.ceil(an_epoch * trial["train.epochs"]))
+    batches = math.ceil(train_items / int(trial["train.batch_size"]))
+    an_epoch = math.ceil(batches / int(trial["train.accumulation"]))
+    return max(1, math.ceil(an_epoch * float(trial["train.epochs"])))
 
 
 @lru_cache(maxsize=65536)
-def training_step(s: Setting, device: Device, tokens: float) -> Bounds:
+def training_batch(s: Setting, device: Device, tokens: float) -> Bounds:
     """Bounds of one forward and backward pass of a batch, with its share of the optimizer.
 
     Args:
@@ -142,10 +196,67 @@ def training_step(s: Setting, device: Device, tokens: float) -> Bounds:
         tokens: of one padded text.
     """
     again = 1 if s.checkpointing else 0
-    host = s.shape.blocks * launches(s) * (CHECKPOINTING if s.checkpointing else 1) + STEP
     gradients = 2 if s.trains == "everything" else 1  # of inputs, and of weights
-    arithmetic = operations(s, device, tokens, base=1 + again + gradients, rest=3 + again)
-    traffic = elementwise(s, tokens) * (1 + FORWARD * again) + restored(s) * (2 + again)
-    update = memory.trained_bytes(s) * OPTIMIZER_TRAFFIC / s.accumulation
-    moved = (s.batch * traffic + update) / (device.bandwidth * BANDWIDTH)
-    return Bounds(host=host, device=s.batch * arithmetic + moved)
+    arithmetic = products(s, device, tokens, base=1 + again + gradients, rest=3 + again)
+    traffic = elementwise(s, tokens) * (1 + FORWARD * again)
+    update = trained_elements(s) * UPDATE_TRAFFIC / s.accumulation
+    moved = s.batch * traffic + restored(s) * (2 + again) + update
+    return Bounds(
+        host=s.shape.blocks * launches(s) * (CHECKPOINTING if again else 1) + STEP,
+        device=s.batch * arithmetic + moved / (device.bandwidth * BANDWIDTH),
+    )
+
+
+@lru_cache(maxsize=65536)
+def evaluation_batch(s: Setting, device: Device, tokens: float) -> Bounds:
+    """Bounds of the forward pass of one evaluation batch of texts of ``tokens`` tokens."""
+    moved = s.eval_batch * elementwise(s, tokens) * FORWARD + restored(s)
+    arithmetic = s.eval_batch * products(s, device, tokens, base=1, rest=1)
+    return Bounds(
+        host=s.shape.blocks * launches(s) * EVALUATION,
+        device=arithmetic + moved / (device.bandwidth * BANDWIDTH),
+    )
+
+
+def launches(s: Setting) -> float:
+    """Seconds that the host needs to launch one block, forward and backward."""
+    adapter = ADAPTER if s.autocast else ADAPTER_PLAIN
+    quantised = len(s.shape.linears) if s.quant is not None else 0
+    return BLOCK + len(s.adapted) * adapter + quantised * QUANTISED
+
+
+def products(s: Setting, device: Device, tokens: float, *, base: int, rest: int) -> float:
+    """Seconds of the matrix products for one text of ``tokens`` tokens.
+
+    Args:
+        s: the trial's setting.
+        device: where it runs.
+        tokens: of the text.
+        base: times that each matrix of the base is multiplied.
+        rest: times that adapters and attention scores are.
+    """
+    shape = s.shape
+    adapters = shape.blocks * sum(layer.lora(s.r) for layer in s.adapted)
+    scores = 2 * shape.blocks * shape.heads * shape.head_dim * tokens
+    rate = device.half * HALF_RATE if s.autocast else device.single * SINGLE_RATE
+    return 2 * tokens * (base * shape.block_weights + rest * (adapters + scores)) / rate
+
+
+def elementwise(s: Setting, tokens: float) -> float:
+    """Bytes moved between matrix products in a step, for one text of ``tokens`` tokens."""
+    kept = activations.kept_by_block(s) + s.element * tokens
+    entering = sum(layer.d_in for layer in s.adapted)
+    adapters = entering * (CAST_TRAFFIC if s.quant is None else ADAPTER_TRAFFIC)
+    return tokens * s.shape.blocks * (kept * TRAFFIC + adapters)
+
+
+def restored(s: Setting) -> float:
+    """Bytes moved to restore the matrices of all blocks once: codes read, numbers used."""
+    return 0.0 if s.quant is None else s.shape.block_weights * (0.5 + 2 * s.compute)
+
+
+def trained_elements(s: Setting) -> float:
+    """Elements that the optimizer goes through; the head is too small to count."""
+    if s.trains == "everything":
+        return s.shape.total
+    return s.shape.blocks * sum(layer.lora(s.r) for layer in s.adapted)

@@ -171,6 +171,7 @@ def _bert(model_type: str, fields: Mapping[str, Any], n_labels: int) -> Shape:
     )
     rows = fields["vocab_size"] + fields["max_position_embeddings"] + fields["type_vocab_size"]
     dense = Linear("dense", d, d, bias=True)
+    head: tuple[Linear, ...]
     if model_type == "bert":
         outside, head = 2 * d + dense.parameters, (Linear("classifier", d, n_labels, bias=True),)
     else:

@@ -139,7 +139,7 @@ class _Session:
 
     def load(self) -> None:
         trial, cache = self.trial, source.cache_home()
-        found = source.locate(_model(trial), cache)
+        found = source.locate(source.settings(trial), cache)
         task = trial.group("task")
         data = tasks.load(task, cache)
         tokenizer = load.tokenizer(found.folder)
@@ -207,13 +207,6 @@ class _Session:
                 "scores": list(scores),
             }
         ).to_parquet(self.folder / "predictions.parquet", index=False)
-
-
-def _model(trial: Trial) -> dict[str, Any]:
-    """Return the model group with its shape nested again."""
-    model = trial.group("model")
-    shape = {k.removeprefix("shape."): v for k, v in model.items() if k.startswith("shape.")}
-    return {k: v for k, v in model.items() if not k.startswith("shape.")} | {"shape": shape}
 
 
 def _quiet() -> None:

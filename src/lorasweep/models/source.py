@@ -12,10 +12,12 @@ import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lorasweep.errors import LorasweepError
+from lorasweep.trial import Trial
 
 Model = Mapping[str, Any]
 _WEIGHTS = ("*.safetensors", "*.gguf")
@@ -31,6 +33,13 @@ class Base:
 
 
 # --------------------------------------------------------------------------- checks
+
+
+def settings(trial: Trial) -> dict[str, Any]:
+    """Return a trial's model group, with its shape nested again."""
+    model = trial.group("model")
+    shape = {k.removeprefix("shape."): v for k, v in model.items() if k.startswith("shape.")}
+    return {k: v for k, v in model.items() if not k.startswith("shape.")} | {"shape": shape}
 
 
 def problems(model: Model) -> list[str]:
@@ -250,7 +259,13 @@ def cache_home() -> Path:
 
 
 def sha256(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; read once as long as it does not change."""
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, size: int, modified: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -6,9 +6,9 @@ Where the texts come from is one module each: `reviews5` (a package), `hub`, `fi
 from pathlib import Path
 from typing import Protocol
 
-from lorasweep.errors import RequestError
+from lorasweep.errors import RequestError, nearest
 from lorasweep.tasks import files, hub, reviews5
-from lorasweep.tasks.data import Examples, Task, TaskData, listing, nearest
+from lorasweep.tasks.data import Examples, Task, TaskData, listing
 from lorasweep.tasks.scoring import metrics
 from lorasweep.tasks.tokens import tokenise
 

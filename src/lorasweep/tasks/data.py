@@ -1,6 +1,5 @@
 """What a task is made of: examples with classes, and where they came from."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -106,12 +105,6 @@ def class_names(labels: Iterable[str | None]) -> list[str]:
     if all(re.fullmatch(r"[+-]?\d+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggest the most similar known name, as a clause to append; empty if none is."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def listing(items: Iterable[object], most: int = 5) -> str:

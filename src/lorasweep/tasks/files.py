@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasweep.errors import RequestError
-from lorasweep.tasks.data import Examples, Task, TaskData, as_label, listing, nearest
+from lorasweep.errors import RequestError, nearest
+from lorasweep.tasks.data import Examples, Task, TaskData, as_label, listing
 from lorasweep.tasks.sides import Rows, finish, two_sides
 from lorasweep.tasks.subset import fraction_problems
 from lorasweep.tasks.tables import READERS, Table, UnreadableError

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep.errors import LorasweepError, RequestError
-from lorasweep.tasks.data import Examples, Task, TaskData, as_label, listing, nearest
+from lorasweep.errors import LorasweepError, RequestError, nearest
+from lorasweep.tasks.data import Examples, Task, TaskData, as_label, listing
 from lorasweep.tasks.sides import Rows, finish, two_sides
 from lorasweep.tasks.subset import fraction_problems, size_problems
 

@@ -1,0 +1,352 @@
+"""What a sweep will cost, before anything is loaded: trials, parameters, memory, time, disk."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorasweep.costs import memory, parameters, seconds
+from lorasweep.costs.devices import Device
+from lorasweep.costs.seconds import Calibration, Data
+from lorasweep.costs.setting import Setting, setting_of
+from lorasweep.trial import FINAL_STATES, Trial
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+GIB = 2**30
+State = Literal["new", "done", "failed", "shared"]
+LIST_UP_TO = 60  # trials are listed one by one up to so many, and grouped beyond
+MIN_LENGTH = 32  # tokens; a suggestion does not cut texts further
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One trial with what it will cost."""
+
+    trial: Trial
+    state: State
+    parameters: parameters.Parameters
+    memory: memory.Memory
+    seconds: seconds.Seconds
+    fits: bool
+
+    @property
+    def runs(self) -> bool:
+        """Whether the sweep would run it: it is neither done here nor in another study."""
+        return self.state in ("new", "failed")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a sweep on one device."""
+
+    trials: tuple[Planned, ...]
+    device: Device
+    # overrides that make trials fit → keys of those trials; () where no single idea helps
+    remedies: Mapping[tuple[str, ...], tuple[str, ...]]
+    disk: int  # bytes that adapters and predictions will take
+
+    @property
+    def unfit(self) -> tuple[Planned, ...]:
+        """Trials that would run but do not fit the device."""
+        return tuple(p for p in self.trials if p.runs and not p.fits)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Totals; hours and disk are those of trials that would run."""
+        todo = [p for p in self.trials if p.runs]
+        states = Counter(p.state for p in self.trials)
+        calibrated = sum(p.seconds.calibrated for p in todo)
+        return {
+            "trials": len(self.trials),
+            **{state: states[state] for state in ("new", "done", "failed", "shared")},
+            "unfit": len(self.unfit),
+            "remedies": [
+                {"set": list(change), "trials": list(keys)}
+                for change, keys in self.remedies.items()
+            ],
+            "gpu_hours": sum(p.seconds.total for p in todo) / 3600,
+            "disk_gib": self.disk / GIB,
+            "peak_gib": max((p.memory.allocated for p in todo), default=0.0) / GIB,
+            "device": self.device.name,
+            "device_gib": self.device.gib,
+            "calibrated": calibrated,
+            "roofline": len(todo) - calibrated,
+        }
+
+
+def plan(
+    trials: Sequence[Trial],
+    states: Mapping[str, str],
+    device: Device,
+    data: Callable[[Trial], Data],
+    calibration: Calibration | None = None,
+) -> Plan:
+    """Work out what trials cost on a device.
+
+    Args:
+        trials: the sweep.
+        states: of the trials in the record, by key (``done failed oom diverged pruned
+            stopped``), or ``shared`` for those that another study has done.
+        device: where they would run.
+        data: what a trial's data means for its costs.
+        calibration: what recorded trials say about this device.
+    """
+    known = calibration or Calibration()
+    planned = tuple(one(trial, states.get(trial.key), device, data, known) for trial in trials)
+    remedies: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    answers: dict[Setting, tuple[str, ...]] = {}
+    for p in planned:
+        if p.runs and not p.fits:
+            n_labels = data(p.trial).n_labels
+            setting = setting_of(p.trial, n_labels)
+            if setting not in answers:
+                answers[setting] = remedy(p.trial, device, n_labels)
+            remedies[answers[setting]].append(p.trial.key)
+    disk = sum(size_on_disk(p, data(p.trial)) for p in planned if p.runs)
+    return Plan(planned, device, {k: tuple(v) for k, v in remedies.items()}, disk)
+
+
+def one(
+    trial: Trial,
+    recorded: str | None,
+    device: Device,
+    data: Callable[[Trial], Data],
+    calibration: Calibration,
+) -> Planned:
+    """Cost of one trial."""
+    described = data(trial)
+    peak = memory.estimate(trial, described.n_labels)
+    return Planned(
+        trial=trial,
+        state=state_of(recorded),
+        parameters=parameters.count(trial, described.n_labels),
+        memory=peak,
+        seconds=seconds.estimate(trial, described, device, calibration),
+        fits=peak.footprint <= device.memory,
+    )
+
+
+def state_of(recorded: str | None) -> State:
+    """What the recorded state of a trial means for the sweep; no state means it is new."""
+    if recorded is None:
+        return "new"
+    if recorded == "shared":
+        return "shared"
+    return "done" if recorded in FINAL_STATES else "failed"
+
+
+def size_on_disk(planned: Planned, data: Data) -> int:
+    """Bytes of a trial's artefacts: its adapter in float32, a row of scores for each item."""
+    trial, counted = planned.trial, planned.parameters
+    adapter = 4 * (counted.adapters + counted.head) if trial["engine.save_adapter"] else 0
+    return adapter + data.eval_items * (4 * data.n_labels + 24)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Overrides as a user types them, and the settings that they stand for."""
+
+    typed: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def remedy(trial: Trial, device: Device, n_labels: int) -> tuple[str, ...]:
+    """Smallest change that makes a trial fit, as overrides; empty if nothing tried does.
+
+    Kinds of change are tried by how little they alter the trial (see ``changes``): each alone,
+    then each on top of all before it, less those that turn out not to be needed.
+    """
+
+    def fits(chosen: Sequence[Change]) -> bool:
+        config = dict(trial.config)
+        for change in chosen:
+            config.update(change.settings)
+        return memory.estimate(Trial(config), n_labels).footprint <= device.memory
+
+    kinds = [kind for kind in changes(trial) if kind]
+    alone = ([change] for kind in kinds for change in kind)
+    upon = (
+        [k[-1] for k in kinds[:i]] + [change] for i, kind in enumerate(kinds) for change in kind
+    )
+    chosen = next((ideas for ideas in itertools.chain(alone, upon) if fits(ideas)), [])
+    for change in list(chosen[:-1]):
+        rest = [other for other in chosen if other is not change]
+        chosen = rest if fits(rest) else chosen
+    return tuple(word for change in chosen for word in change.typed)
+
+
+def changes(trial: Trial) -> list[list[Change]]:
+    """Kinds of change, the one that alters a trial least first; in each, the smallest first.
+
+    A smaller evaluation batch changes nothing, checkpointing only time, and a smaller batch
+    with accumulation keeps the effective batch. 8-bit states, 4-bit weights and other methods
+    change the arithmetic, shorter texts the data.
+    """
+    trains, lengths = trial["method.trains"], halves(int(trial["train.max_length"]), MIN_LENGTH)
+    evaluation = [
+        changed("train.eval_batch_size", n) for n in halves(trial["train.eval_batch_size"])
+    ]
+    shorter = [changed("train.max_length", length) for length in lengths]
+    if trains is None:
+        return [evaluation, shorter]
+    again = [] if trial["train.checkpointing"] else [changed("train.checkpointing", True)]
+    paged = [changed("train.optimizer", "paged_adamw_8bit")]
+    qlora = Change(("method=qlora",), {"method.trains": "adapter", "method.quant": "nf4"})
+    lora = Change(("method=lora",), {"method.trains": "adapter"})
+    methods = [lora, qlora] if trains == "everything" else [qlora]
+    if trial["method.quant"] in ("nf4", "fp4"):
+        methods = []
+    return [evaluation, again, smaller_batches(trial), paged, methods, shorter]
+
+
+def changed(name: str, value: Any) -> Change:
+    """Change of one setting."""
+    return Change((f"{name}={str(value).lower()}",), {name: value})
+
+
+def halves(number: int, least: int = 1) -> list[int]:
+    """Halves of a number, again and again, while they are whole and not below ``least``."""
+    found = []
+    while number % 2 == 0 and number // 2 >= least:
+        number //= 2
+        found.append(number)
+    return found
+
+
+def smaller_batches(trial: Trial) -> list[Change]:
+    """Smaller batches with as much more accumulation."""
+    batch, accumulation = int(trial["train.batch_size"]), int(trial["train.accumulation"])
+    found = []
+    for smaller in halves(batch):
+        more = accumulation * batch // smaller
+        settings = {"train.batch_size": smaller, "train.accumulation": more}
+        found.append(Change(tuple(f"{k}={v}" for k, v in settings.items()), settings))
+    return found
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Plan for machines. ``peak_gib`` is what ``torch.cuda.max_memory_allocated`` would show."""
+    return {
+        "trials": [
+            {
+                "key": p.trial.key,
+                "state": p.state,
+                "config": dict(p.trial.config),
+                "trainable": p.parameters.trainable,
+                "total": p.parameters.total,
+                "peak_gib": p.memory.allocated / GIB,
+                "seconds": p.seconds.total,
+                "fits": p.fits,
+            }
+            for p in plan.trials
+        ],
+        "packs": [[p.trial.key] for p in plan.trials],
+        "summary": plan.summary,
+    }
+
+
+def short(plan: Plan) -> str:
+    """Plan in a paragraph."""
+    summary = plan.summary
+    states = [f"{summary[s]} {s}" for s in ("new", "done", "failed", "shared") if summary[s]]
+    source = "measured trials" if not summary["roofline"] else "the roofline"
+    if summary["calibrated"] and summary["roofline"]:
+        source = f"measured trials for {summary['calibrated']}, the roofline for the rest"
+    text = (
+        f"{len(plan.trials)} trials ({', '.join(states)}) on {plan.device.name} "
+        f"({plan.device.gib:.1f} GiB): at most {summary['peak_gib']:.1f} GiB, about "
+        f"{duration(3600 * summary['gpu_hours'])} by {source}, "
+        f"{summary['disk_gib']:.1f} GiB on disk."
+    )
+    return " ".join([text, *unfit_sentences(plan)])
+
+
+def unfit_sentences(plan: Plan) -> list[str]:
+    """Say what does not fit and what would make it fit."""
+    found = []
+    for change, keys in plan.remedies.items():
+        one_or_more = "trial does" if len(keys) == 1 else "trials do"
+        advice = f"with {' '.join(change)} it would" if change else "and nothing tried makes it"
+        found.append(f"{len(keys)} {one_or_more} not fit, {advice}.")
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``48 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def table(plan: Plan) -> "RenderableType":
+    """Plan for people: a row a trial, or a row a group where there are many."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(
+        title=f"Plan on {plan.device.name}, {plan.device.gib:.1f} GiB", title_justify="left"
+    )
+    for name in ("model", "method", "target"):
+        drawn.add_column(name)
+    for name in ("r", "α", "state", "trainable", "% of all", *COLUMNS, "GiB", "time", "fits"):
+        drawn.add_column(name, justify="right")
+    for group in groups(plan):
+        drawn.add_row(*row(group), style=None if all(p.fits for p in group) else "red")
+    note = "GiB are the peak that PyTorch allocates; a trial fits if its pool and CUDA do too."
+    return Group(drawn, Text(note, style="dim"), Text(short(plan)))
+
+
+# Columns of the table → parts of the peak.
+COLUMNS = {
+    "weights": ("weights",),
+    "trained": ("adapters", "gradients", "optimizer"),
+    "activations": ("activations", "buffers"),
+}
+
+
+def groups(plan: Plan) -> list[list[Planned]]:
+    """Trials that share a row of the table, in the order of the sweep."""
+    if len(plan.trials) <= LIST_UP_TO:
+        return [[p] for p in plan.trials]
+    found: defaultdict[tuple[str, ...], list[Planned]] = defaultdict(list)
+    for p in plan.trials:
+        names = ("model.name", "method.name", *(("target.name",) if p.trial.adapts else ()))
+        found[(*(str(p.trial[name]) for name in names), p.state, str(p.fits))].append(p)
+    return list(found.values())
+
+
+def row(group: Sequence[Planned]) -> list[str]:
+    """Cells of a row; the memory is that of its largest trial, the time that of all."""
+    first, largest = group[0], max(group, key=lambda p: p.memory.allocated)
+    many = f"{len(group)} " if len(group) > 1 else ""
+    parts = [sum(largest.memory.parts[n] for n in names) for names in COLUMNS.values()]
+    return [
+        str(first.trial["model.name"]),
+        str(first.trial["method.name"]),
+        str(first.trial["target.name"]) if first.trial.adapts else "–",
+        spread([p.trial["lora.r"] for p in group if p.trial.adapts]),
+        spread([p.trial["lora.alpha"] for p in group if p.trial.adapts]),
+        many + first.state,
+        spread([p.parameters.trainable for p in group]),
+        spread([round(p.parameters.percent, 4) for p in group]),
+        *(f"{part / GIB:.1f}" for part in parts),
+        f"{largest.memory.allocated / GIB:.1f}",
+        duration(sum(p.seconds.total for p in group)),
+        "yes" if first.fits else "no",
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the one value, or the smallest and largest of several."""
+    if not values:
+        return "–"
+    low, high = min(values), max(values)
+    return (
+        f"{low:,g}"
+        if low == high and low < 1e4
+        else (f"{low:,}" if low == high else f"{low:,}…{high:,}")
+    )
