@@ -13,7 +13,8 @@ def run(config: DictConfig) -> None:
     """Run one trial in this process (no ``-m``)."""
     from lorasweep import app
 
-    sys.exit(app.run_one(config))
+    # Exits itself: Hydra would write a line of its own about an error that passes through it.
+    sys.exit(cli.guarded(lambda: app.run_one(config)))
 
 
 if __name__ == "__main__":

@@ -27,16 +27,23 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
         arguments: what was typed, without the program's name.
     """
     config.register()
-    try:
-        if any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
-            hydra_main()
-            return errors.DONE
-        if all(a in _OURS for a in arguments if a.startswith("-")):
-            refuse_words(arguments)
-        # Hydra would print its own traceback; with this it lets errors through to us.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    def act() -> int:
+        if not any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
+            if all(a in _OURS for a in arguments if a.startswith("-")):
+                refuse_words(arguments)
+            # Hydra would print its own traceback; with this it lets errors through to us.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
         hydra_main()
         return errors.DONE
+
+    return guarded(act)
+
+
+def guarded(act: Callable[[], int]) -> int:
+    """Do something; what goes wrong is printed as sentences. Returns the exit code."""
+    try:
+        return act()
     except KeyboardInterrupt:
         return errors.STOPPED
     except errors.LorasweepError as error:

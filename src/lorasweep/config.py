@@ -107,6 +107,7 @@ class Task:
     text: str = MISSING
     text_pair: str | None = MISSING
     label: str = MISSING
+    classes: int | None = MISSING
     train_size: int | None = MISSING
     eval_size: int | None = MISSING
     subset_seed: int = MISSING
@@ -171,6 +172,9 @@ class Root:
     seed: int = MISSING
     output_dir: str = MISSING
     resume: str = MISSING
+    plan: str = MISSING
+    device: str | None = MISSING
+    skip_unfit: bool = MISSING
     model: Model = MISSING
     method: Method = MISSING
     target: Target = MISSING
@@ -266,6 +270,8 @@ def problems(config: Config) -> list[str]:
         *positive(config, ("train.eval_every", "train.patience", "train.learning_rate")),
         *positive(config, ("train.weight_decay", "train.max_grad_norm", "seed"), zero=True),
         *positive(config, ("task.train_size", "task.eval_size")),
+        *one_of(config, "resume", ("continue", "fresh")),
+        *one_of(config, "plan", ("short", "table", "json")),
         *one_of(config, "train.schedule", SCHEDULES),
         *one_of(config, "train.optimizer", OPTIMIZERS),
         *one_of(config, "train.order", ("by_length", "random")),

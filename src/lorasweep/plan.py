@@ -161,12 +161,12 @@ def remedy(trial: Trial, device: Device, n_labels: int) -> tuple[str, ...]:
     """
 
     def fits(chosen: Sequence[Change]) -> bool:
-        config = dict(trial.config)
-        for change in chosen:
-            config.update(change.settings)
-        return memory.estimate(Trial(config), n_labels).footprint <= device.memory
+        settings = {k: v for change in chosen for k, v in change.settings.items()}
+        changed = Trial({**trial.config, **settings})
+        return memory.estimate(changed, n_labels).footprint <= device.memory
 
-    kinds = [kind for kind in changes(trial) if kind]
+    at_evaluation = memory.estimate(trial, n_labels).moment == "evaluation"
+    kinds = [kind for kind in changes(trial, at_evaluation) if kind]
     alone = ([change] for kind in kinds for change in kind)
     upon = (
         [k[-1] for k in kinds[:i]] + [change] for i, kind in enumerate(kinds) for change in kind
@@ -178,12 +178,12 @@ def remedy(trial: Trial, device: Device, n_labels: int) -> tuple[str, ...]:
     return tuple(word for change in chosen for word in change.typed)
 
 
-def changes(trial: Trial) -> list[list[Change]]:
+def changes(trial: Trial, at_evaluation: bool) -> list[list[Change]]:
     """Kinds of change, the one that alters a trial least first; in each, the smallest first.
 
-    A smaller evaluation batch changes nothing, checkpointing only time, and a smaller batch
-    with accumulation keeps the effective batch. 8-bit states, 4-bit weights and other methods
-    change the arithmetic, shorter texts the data.
+    A smaller evaluation batch changes nothing (and helps where the peak is at evaluation),
+    checkpointing only time, and a smaller batch with accumulation keeps the effective batch.
+    8-bit states, 4-bit weights and other methods change the arithmetic, shorter texts the data.
     """
     trains, lengths = trial["method.trains"], halves(int(trial["train.max_length"]), MIN_LENGTH)
     evaluation = [
@@ -268,9 +268,8 @@ def unfit_sentences(plan: Plan) -> list[str]:
     """Say what does not fit and what would make it fit."""
     found = []
     for change, keys in plan.remedies.items():
-        one_or_more = "trial does" if len(keys) == 1 else "trials do"
-        advice = f"with {' '.join(change)} it would" if change else "and nothing tried makes it"
-        found.append(f"{len(keys)} {one_or_more} not fit, {advice}.")
+        lead = "1 trial does not fit" if len(keys) == 1 else f"{len(keys)} trials do not fit"
+        found.append(f"{lead}; {' '.join(change)} would help." if change else f"{lead} at all.")
     return found
 
 
@@ -329,10 +328,10 @@ def row(group: Sequence[Planned]) -> list[str]:
         str(first.trial["method.name"]),
         str(first.trial["target.name"]) if first.trial.adapts else "–",
         spread([p.trial["lora.r"] for p in group if p.trial.adapts]),
-        spread([p.trial["lora.alpha"] for p in group if p.trial.adapts]),
+        spread([p.trial["lora.alpha"] for p in group if p.trial.adapts], "g"),
         many + first.state,
         spread([p.parameters.trainable for p in group]),
-        spread([round(p.parameters.percent, 4) for p in group]),
+        spread([p.parameters.percent for p in group], ".4f"),
         *(f"{part / GIB:.1f}" for part in parts),
         f"{largest.memory.allocated / GIB:.1f}",
         duration(sum(p.seconds.total for p in group)),
@@ -340,13 +339,9 @@ def row(group: Sequence[Planned]) -> list[str]:
     ]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], form: str = ",") -> str:
     """Return the one value, or the smallest and largest of several."""
     if not values:
         return "–"
-    low, high = min(values), max(values)
-    return (
-        f"{low:,g}"
-        if low == high and low < 1e4
-        else (f"{low:,}" if low == high else f"{low:,}…{high:,}")
-    )
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low}…{high}"

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lorasweep.trial import Result, Trial
 
-PLAIN_WIDTH = 120  # columns when the output is no terminal: no line is cut at 80
+PLAIN_WIDTH = 150  # columns when the output is no terminal: no line is cut at 80
 PLAIN_EVERY_S = 10.0  # and then a line so often tells that a long trial is alive
 
 

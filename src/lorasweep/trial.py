@@ -20,6 +20,10 @@ _NOT_IN_KEY = (
     "name",
     "output_dir",
     "resume",
+    "plan",
+    "device",
+    "skip_unfit",
+    "task.classes",
     "train.eval_batch_size",
     # Names and suggestions: what they stand for is in the key.
     "method.name",

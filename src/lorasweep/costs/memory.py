@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lorasweep.costs import activations
-from lorasweep.costs.parameters import Parameters, count
+from lorasweep.costs.parameters import Parameters, of
 from lorasweep.costs.setting import Setting, setting_of
 from lorasweep.trial import Trial
 
@@ -49,13 +49,14 @@ class Memory:
 
 def estimate(trial: Trial, n_labels: int) -> Memory:
     """Peak memory of a trial whose task has ``n_labels`` classes."""
-    return peak(setting_of(trial, n_labels), count(trial, n_labels))
+    return peak(setting_of(trial, n_labels))
 
 
 @lru_cache(maxsize=65536)
-def peak(s: Setting, parameters: Parameters) -> Memory:
-    """Take the largest of the moments."""
-    weights = weight_bytes(s, parameters)
+def peak(s: Setting) -> Memory:
+    """Peak memory of a trial with this setting: the largest of the moments."""
+    parameters = of(s)
+    weights = weight_bytes(s)
     adapters = 4.0 * (parameters.adapters + parameters.head)
     trained = adapters if s.trains == "adapter" else weights if s.trains else 0.0
     moments = training(s, parameters, trained) if s.trains else {}
@@ -74,7 +75,7 @@ def peak(s: Setting, parameters: Parameters) -> Memory:
     return Memory(parts, moment)
 
 
-def weight_bytes(s: Setting, parameters: Parameters) -> float:
+def weight_bytes(s: Setting) -> float:
     """Bytes of the base with its original head, by the precision of each part.
 
     Only matrices inside the blocks are quantised. 4-bit blocks of 64 carry a float32 scale;
@@ -82,7 +83,7 @@ def weight_bytes(s: Setting, parameters: Parameters) -> float:
     int8 keeps a float32 for each row (arXiv:2208.07339, 3). The head is float32 everywhere.
     """
     shape = s.shape
-    head = 4.0 * (shape.head_parameters + parameters.frozen_head_lora)
+    head = 4.0 * (shape.head_parameters + of(s).frozen_head_lora)
     body = shape.total - shape.head_parameters
     if s.quant is None:
         # float16 gradients cannot be unscaled, so what fp16 trains is held in float32

@@ -1,8 +1,10 @@
 """Parameters of a trial, to the unit: what is trained, and what there is in all."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from lorasweep.costs.shapes import Linear, Shape, shape_of
+from lorasweep.costs.setting import Setting, setting_of
+from lorasweep.costs.shapes import Linear, Shape
 from lorasweep.trial import Trial
 
 
@@ -32,12 +34,16 @@ class Parameters:
 
 def count(trial: Trial, n_labels: int) -> Parameters:
     """Parameters of a trial whose task has ``n_labels`` classes."""
-    shape = shape_of(trial, n_labels)
-    if trial.adapts:
-        wanted = tuple(trial["target.roles"])
-        return adapter(shape, shape.adapted(wanted), int(trial["lora.r"]), trial["target.head"])
-    trained = shape.total if trial["method.trains"] == "everything" else 0
-    return Parameters(shape.total, 0, 0, 0, trained)
+    return of(setting_of(trial, n_labels))
+
+
+@lru_cache(maxsize=65536)
+def of(s: Setting) -> Parameters:
+    """Parameters of a trial with this setting."""
+    if s.trains == "adapter":
+        return adapter(s.shape, s.adapted, s.r, s.head)
+    trained = s.shape.total if s.trains == "everything" else 0
+    return Parameters(s.shape.total, 0, 0, 0, trained)
 
 
 def adapter(shape: Shape, adapted: tuple[Linear, ...], r: int, head: str) -> Parameters:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from lorasweep.costs import activations, memory
 from lorasweep.costs.devices import Device, same
-from lorasweep.costs.parameters import count
 from lorasweep.costs.setting import Setting, setting_of
 from lorasweep.trial import Trial
 
@@ -160,9 +159,8 @@ def estimate(trial: Trial, data: Data, device: Device, calibration: Calibration)
     kind, tokens = kind_of(trial.config), padded_tokens(trial, data)
     trained = steps(trial, data.train_items) * s.accumulation if s.trains else 0
     evaluated = math.ceil(data.eval_items / s.eval_batch)
-    weights = memory.weight_bytes(s, count(trial, data.n_labels))
     return Seconds(
-        load=START + weights / READ,
+        load=START + memory.weight_bytes(s) / READ,
         train=trained * calibration.seconds(kind, training_batch(s, device, tokens)),
         evaluate=evaluated * calibration.seconds(kind, evaluation_batch(s, device, tokens)),
         calibrated=calibration.knows(kind),

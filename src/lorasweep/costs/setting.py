@@ -1,9 +1,8 @@
 """All of a trial that its memory and its step time depend on."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
-from lorasweep.costs.shapes import Linear, Shape, shape_of
+from lorasweep.costs.shapes import Linear, Shape, adapted, shape_of
 from lorasweep.trial import Trial
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -47,10 +46,10 @@ class Setting:
         lifted = self.shape.family == "bert" or self.kbit_prepare
         return 4 if lifted else self.element
 
-    @cached_property
+    @property
     def adapted(self) -> tuple[Linear, ...]:
         """Layers of one block that carry an adapter."""
-        return self.shape.adapted(self.roles) if self.trains == "adapter" else ()
+        return adapted(self.shape, self.roles) if self.roles else ()
 
 
 def setting_of(trial: Trial, n_labels: int) -> Setting:

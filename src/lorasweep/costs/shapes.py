@@ -6,7 +6,7 @@ The fields are those of Hugging Face's ``config.json`` (``hidden_size``, ``num_h
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from lorasweep.models import roles
@@ -22,6 +22,24 @@ _GPT2_NAMES = {
     "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
 }
+# All fields that a shape is read from, and their names in a trial.
+_FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "attention_bias",
+    "mlp_bias",
+    "n_inner",
+    *_GPT2_NAMES.values(),
+)
+_SETTINGS = tuple(f"model.shape.{name}" for name in _FIELDS)
 
 
 @dataclass(frozen=True)
@@ -48,9 +66,12 @@ class Linear:
         return r * (self.d_in + self.d_out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shape:
-    """Widths and layers of a classifier; counts are elements, not bytes."""
+    """Widths and layers of a classifier; counts are elements, not bytes.
+
+    Made once for the same fields (``from_fields``), so that shapes compare by identity.
+    """
 
     family: str  # llama, bert or gpt2: how a block is wired
     model_type: str
@@ -67,32 +88,34 @@ class Shape:
     outside: int  # norms and poolers before, after and between the blocks
     head: tuple[Linear, ...]
 
-    @property
+    @cached_property
     def block_weights(self) -> int:
         """Elements of the matrices in all blocks: what quantisation stores in few bits."""
         return self.blocks * sum(layer.weights for layer in self.linears)
 
-    @property
+    @cached_property
     def head_parameters(self) -> int:
         """Elements of the classification head."""
         return sum(layer.parameters for layer in self.head)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Elements of the whole classifier."""
         block = sum(layer.parameters for layer in self.linears) + self.norms
         return self.embeddings + self.blocks * block + self.outside + self.head_parameters
 
-    def adapted(self, wanted: tuple[str, ...]) -> tuple[Linear, ...]:
-        """Layers of one block that carry an adapter for these roles."""
-        chosen = roles.modules(self.model_type, wanted)
-        return tuple(layer for layer in self.linears if layer.role in chosen)
+
+@lru_cache(maxsize=1024)
+def adapted(shape: Shape, wanted: tuple[str, ...]) -> tuple[Linear, ...]:
+    """Layers of one block that carry an adapter for these roles."""
+    chosen = roles.modules(shape.model_type, wanted)
+    return tuple(layer for layer in shape.linears if layer.role in chosen)
 
 
 def shape_of(trial: Trial, n_labels: int) -> Shape:
     """Shape of a trial's classifier with ``n_labels`` outputs."""
-    fields = trial.group("model.shape")
-    return from_fields(fields, n_labels)
+    config = trial.config
+    return _made(tuple(config.get(name) for name in _SETTINGS), n_labels)
 
 
 def from_fields(fields: Mapping[str, Any], n_labels: int) -> Shape:
@@ -101,16 +124,13 @@ def from_fields(fields: Mapping[str, Any], n_labels: int) -> Shape:
     Raises:
         KeyError: the architecture is not known or a needed field is missing.
     """
-    return _cached(tuple(sorted((k, v) for k, v in fields.items() if _plain(v))), n_labels)
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool)
+    return _made(tuple(fields.get(name) for name in _FIELDS), n_labels)
 
 
 @lru_cache(maxsize=1024)
-def _cached(items: tuple[tuple[str, Any], ...], n_labels: int) -> Shape:
-    fields = dict(items)
+def _made(values: tuple[Any, ...], n_labels: int) -> Shape:
+    pairs = zip(_FIELDS, values, strict=True)
+    fields = {name: value for name, value in pairs if value is not None}
     model_type = str(fields["model_type"])
     if model_type in LLAMA_LIKE:
         return _llama(model_type, fields, n_labels)

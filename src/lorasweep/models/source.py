@@ -150,6 +150,13 @@ def _gguf_damage(file: Path) -> str | None:
     return None
 
 
+def http_error() -> type[Exception]:
+    """What the HTTP client raises, whichever client this version of the hub library uses."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
+
+
 def _hub_problems(model: Model) -> list[str]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -161,7 +168,7 @@ def _hub_problems(model: Model) -> list[str]:
         info = HfApi().model_info(name, revision=model["revision"], timeout=8)
     except HfHubHTTPError as error:
         return [f"{where}: {hub_sentence(error, str(name), 'model')}"]
-    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (LocalEntryNotFoundError, OSError, ValueError, http_error()) as error:
         return [f"{where}: {unreachable(str(name), error)}"]
     if info.gated and not _may_read(str(name)):
         return [
@@ -303,7 +310,7 @@ def _download(model: Model) -> Path:
         )
     except HfHubHTTPError as error:
         raise LorasweepError(hub_sentence(error, str(model["id"]), "model")) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http_error()) as error:
         raise LorasweepError(unreachable(str(model["id"]), error)) from error
 
 

@@ -12,7 +12,17 @@ from lorasweep.tasks.data import Examples, Task, TaskData, listing
 from lorasweep.tasks.scoring import metrics
 from lorasweep.tasks.tokens import tokenise
 
-__all__ = ["Examples", "Task", "TaskData", "digest", "load", "metrics", "problems", "tokenise"]
+__all__ = [
+    "Examples",
+    "Task",
+    "TaskData",
+    "digest",
+    "load",
+    "metrics",
+    "problems",
+    "sizes",
+    "tokenise",
+]
 
 
 class _Source(Protocol):
@@ -21,6 +31,7 @@ class _Source(Protocol):
     def load(self, task: Task, cache: Path) -> TaskData: ...
 
 
+_TOKENS_A_WORD = 1.35  # English in usual vocabularies of 30,000 to 130,000 pieces
 _SOURCES: dict[str, _Source] = {"reviews5": reviews5, "hub": hub, "files": files}
 
 
@@ -44,6 +55,25 @@ def problems(task: Task) -> list[str]:
 def digest(task: Task) -> str | None:
     """Hash of local files' content, a part of the trial's key; None for pinned sources."""
     return files.digest(task) if task["source"] == "files" else None
+
+
+def sizes(task: Task, cache: Path) -> tuple[int, int, int, float | None]:
+    """Describe a task for a plan, without fetching anything.
+
+    Local files are read; of a hub's data, the sizes that were asked for are believed.
+
+    Returns:
+        Numbers of classes, training and evaluation items, and of tokens in a text (about; None
+        where texts are taken to fill the longest length).
+    """
+    if task["source"] == "files":
+        data = load(task, cache)
+        words = sum(len(text.split()) for text in data.train.texts) / len(data.train)
+        return len(data.labels), len(data.train), len(data.eval), words * _TOKENS_A_WORD
+    rows = (reviews5.TRAIN_ROWS, reviews5.EVAL_ROWS) if task["source"] == "reviews5" else (0, 0)
+    train, evaluation = task["train_size"] or rows[0], task["eval_size"] or rows[1]
+    tokens = reviews5.TOKENS if task["source"] == "reviews5" else None
+    return int(task["classes"] or 2), int(train), int(evaluation), tokens
 
 
 def load(task: Task, cache: Path) -> TaskData:

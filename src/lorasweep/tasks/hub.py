@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.errors import LorasweepError, RequestError, nearest
+from lorasweep.models.source import http_error
 from lorasweep.tasks.data import Examples, Task, TaskData, as_label, listing
 from lorasweep.tasks.sides import Rows, finish, two_sides
 from lorasweep.tasks.subset import fraction_problems, size_problems
@@ -90,20 +91,13 @@ def _explain(task: Task, error: Exception) -> LorasweepError:
         return RequestError([f"{where}: the hub refuses your token; {_ACCESS}"])
     if isinstance(error, DatasetNotFoundError):  # gated or private, and the token does not do
         return RequestError([f"{where}: {error} If it exists, {_ACCESS}"])
-    if isinstance(error, ConnectionError | _http_error()):
+    if isinstance(error, ConnectionError | http_error()):
         return _UnreachableError(
             f"{where}: the hub cannot be reached ({type(error).__name__}) and revision "
             f"{task['revision']} is not in the local cache. Connect once, or point HF_HOME to a "
             "cache that has it, or use your own files (task=local)"
         )
     return RequestError([f"{where}: {error}"])
-
-
-def _http_error() -> type[Exception]:
-    """What the HTTP client raises, whichever client this version of the hub library uses."""
-    from huggingface_hub import errors
-
-    return errors.HTTPError  # type: ignore[attr-defined]
 
 
 def _setting_problems(task: Task) -> list[str]:
@@ -140,7 +134,7 @@ def _ask_hub(task: Task) -> list[_Config]:
     where = f"task.id={task['id']}"
     try:
         info = hub.HfApi().dataset_info(task["id"], revision=task["revision"], timeout=_PATIENCE_S)
-    except (OSError, _http_error()) as error:
+    except (OSError, http_error()) as error:
         raise _explain(task, error) from error
     if info.gated and not hub.get_token():
         raise RequestError([f"{where}: is gated; {_ACCESS}"])
@@ -250,7 +244,7 @@ def _split(task: Task, setting: str) -> "datasets.Dataset":
         loaded = datasets.load_dataset(
             f"hf://datasets/{task['id']}", task["config"], split=split, revision=task["revision"]
         )
-    except (OSError, ValueError, RuntimeError, DatasetsError, _http_error()) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, http_error()) as error:
         raise _explain(task, error) from error
     # without a network the library takes any revision that it has
     if not all(task["revision"] in file["filename"] for file in loaded.cache_files):
