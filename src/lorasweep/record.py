@@ -118,7 +118,9 @@ class Record:
             return str(found.experiment_id)
         local = self.uri.startswith("sqlite:///")
         place = (self.artifacts / study).as_uri() if local else None
-        return str(self.client.create_experiment(study, artifact_location=place))
+        # opens the UI on the table of runs, not on its tools for chat applications
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self.client.create_experiment(study, artifact_location=place, tags=tags))
 
     def open_trial(self, sweep: str, trial: Trial, engine: str) -> str:
         """Start the run of a trial. Returns its id."""
@@ -143,7 +145,9 @@ class Record:
         """Write what a trial gave, move its artefacts in, and end its run."""
         with _sentences(self.uri):
             now = int(time.time() * 1000)
-            metrics = [Metric(k, float(v), now, 0) for k, v in result.metrics.items()]
+            # The UI compares runs by the metric that was written first: let it be a score.
+            ordered = sorted(result.metrics.items(), key=lambda m: not m[0].startswith("eval/"))
+            metrics = [Metric(k, float(v), now, 0) for k, v in ordered]
             metrics += [Metric(k, v, now, step) for k, step, v in result.curve]
             for at in range(0, len(metrics), _METRICS_BATCH):
                 self.client.log_batch(run, metrics=metrics[at : at + _METRICS_BATCH])

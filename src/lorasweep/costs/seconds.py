@@ -31,8 +31,9 @@ CHECKPOINTING, EVALUATION = 1.88, 0.33
 HALF_RATE, SINGLE_RATE, BANDWIDTH = 0.75, 0.76, 0.8
 # Bytes moved in a step for each byte that a block keeps, for each number that enters an adapter
 # (PEFT casts to float32 unless the base is quantised), for each trained parameter (clipping and
-# foreach AdamW); and the share of a forward pass.
-TRAFFIC, CAST_TRAFFIC, ADAPTER_TRAFFIC, UPDATE_TRAFFIC, FORWARD = 12.5, 89.0, 62.0, 66.0, 0.42
+# foreach AdamW; a fused AdamW reads and writes each number once); and the share of a forward pass.
+TRAFFIC, CAST_TRAFFIC, ADAPTER_TRAFFIC, FORWARD = 12.5, 89.0, 62.0, 0.42
+UPDATE_TRAFFIC, FUSED_UPDATE_TRAFFIC = 66.0, 40.0
 START, READ = 5.0, 1.5e9  # seconds to build a trial; bytes of a checkpoint read a second
 
 
@@ -119,9 +120,13 @@ def calibrate(rows: Iterable[Mapping[str, Any]], device: Device) -> Calibration:
     """
     ratios: defaultdict[tuple[Kind, Bound], list[float]] = defaultdict(list)
     for row in rows:
-        if tells_seconds(row, device):
+        if not tells_seconds(row, device):
+            continue
+        try:
             bounds, seconds = of_recorded(row, device)
-            ratios[kind_of(row), bounds.by].append(seconds / max(bounds.host, bounds.device))
+        except KeyError:  # recorded by a version that knew other settings
+            continue
+        ratios[kind_of(row), bounds.by].append(seconds / max(bounds.host, bounds.device))
     return Calibration({key: median(found) for key, found in ratios.items()})
 
 
@@ -197,7 +202,7 @@ def training_batch(s: Setting, device: Device, tokens: float) -> Bounds:
     gradients = 2 if s.trains == "everything" else 1  # of inputs, and of weights
     arithmetic = products(s, device, tokens, base=1 + again + gradients, rest=3 + again)
     traffic = elementwise(s, tokens) * (1 + FORWARD * again)
-    update = trained_elements(s) * UPDATE_TRAFFIC / s.accumulation
+    update = trained_elements(s) * update_traffic(s) / s.accumulation
     moved = s.batch * traffic + restored(s) * (2 + again) + update
     return Bounds(
         host=s.shape.blocks * launches(s) * (CHECKPOINTING if again else 1) + STEP,
@@ -251,6 +256,11 @@ def elementwise(s: Setting, tokens: float) -> float:
 def restored(s: Setting) -> float:
     """Bytes moved to restore the matrices of all blocks once: codes read, numbers used."""
     return 0.0 if s.quant is None else s.shape.block_weights * (0.5 + 2 * s.compute)
+
+
+def update_traffic(s: Setting) -> float:
+    """Bytes that clipping and the optimizer move for each trained parameter."""
+    return UPDATE_TRAFFIC if s.optimizer == "adamw_torch" else FUSED_UPDATE_TRAFFIC
 
 
 def trained_elements(s: Setting) -> float:
