@@ -7,7 +7,7 @@ RECORD ?= sqlite:///outputs/mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep figures ui test lint format bench clean
+.PHONY: help setup sweep figures tables ui test lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -29,6 +29,9 @@ sweep: $(READY) ## the default sweep: LoRA and QLoRA, r = 1 to 512, a small real
 
 figures: $(READY) ## record -> results/trials.parquet -> results/figures
 	$(BIN)/python -m analysis figures
+
+tables: $(READY) ## the paper's Tables 1 to 4 beside our own accounting -> results/tables
+	$(BIN)/python -m analysis.paper_tables --out results/tables
 
 ui: $(READY) ## MLflow on localhost, to compare runs
 	@echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"

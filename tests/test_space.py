@@ -213,3 +213,5 @@ def test_the_papers_two_studies_are_52_trials(composer: Composer) -> None:
         params = composer([f"study={study}"]).tree.hydra.sweeper.params
         found |= {t.key for t in trials(composer, f"study={study}", **params)}
     assert len(found) == 52
+    params = composer(["study=patil2025"]).tree.hydra.sweeper.params
+    assert {t.key for t in trials(composer, "study=patil2025", **params)} == found

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep import config, errors
-from lorasweep.space import describe
+from lorasweep.space import Composer, describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
@@ -64,6 +64,15 @@ def explain(error: errors.LorasweepError) -> int:
     return error.exit_code
 
 
+def study_params(overrides: Sequence[str], composer: Composer) -> dict[str, Any]:
+    """Return what the study named on the command line sweeps; nothing for an unknown one."""
+    try:
+        study = composer([o for o in overrides if o.startswith(_STUDY)])
+    except errors.RequestError:
+        return {}
+    return dict(study.tree.hydra.sweeper.params)
+
+
 def refuse_words(arguments: Sequence[str]) -> None:
     """Check the words of the request before Hydra does, so that all problems come at once.
 
@@ -80,14 +89,15 @@ def refuse_words(arguments: Sequence[str]) -> None:
     problems: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composer = space.Composer(GlobalHydra.instance().config_loader())
-        read = space.read(overrides, {}, composer, problems)
+        params = study_params(overrides, composer)
+        read = space.read(overrides, params, composer, problems)
         if read.axes and not multirun and not any(f.startswith(_STUDY) for f in read.fixed):
             keys = ", ".join(k for axis in read.axes for k in axis.keys)
             problems.append(f"{keys}: a list of values needs -m (python sweep.py -m …)")
         if not problems:
             return
         try:
-            app.trials_of(overrides, {}, composer)
+            app.trials_of(overrides, params, composer)
         except errors.RequestError as error:
             problems += error.problems
     raise errors.RequestError(problems)

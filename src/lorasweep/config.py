@@ -308,5 +308,5 @@ def adapter_problems(config: Config) -> list[str]:
     model_type = config.get("model.shape.model_type")
     if model_type is not None:
         where = f"target={config['target.name']} model={config['model.name']}"
-        found += [f"{where}: {text}" for text in roles.problems(model_type, wanted)]
+        found += [f"{where}: {text}" for text in roles.problems(model_type, tuple(wanted))]
     return found

@@ -51,6 +51,11 @@ def relevant(config: Config) -> dict[str, Any]:
     return {name: config[name] for name in names}
 
 
+@lru_cache(maxsize=256)
+def _group_names(names: tuple[str, ...], prefix: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, name.removeprefix(prefix)) for name in names if name.startswith(prefix))
+
+
 @lru_cache(maxsize=256)  # a long sweep has few kinds of trials
 def _relevant_names(
     names: tuple[str, ...], trains: str | None, quantised: bool, known_weights: bool
@@ -95,8 +100,8 @@ class Trial:
 
     def group(self, name: str) -> dict[str, Any]:
         """Return one group of settings without its prefix: ``group("train")["epochs"]``."""
-        prefix = name + "."
-        return {k[len(prefix) :]: v for k, v in self.config.items() if k.startswith(prefix)}
+        names = _group_names(tuple(self.config), name + ".")
+        return {short: self.config[long] for long, short in names}
 
     @property
     def adapts(self) -> bool:

@@ -5,7 +5,8 @@ down). The table maps it to the suffix of the module's name in transformers. A l
 serves several roles at once (GPT-2's ``c_attn``) carries them joined by ``+``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import lru_cache
 
 LLAMA = {
     "query": "self_attn.q_proj",
@@ -58,7 +59,8 @@ def head_of(model_type: str) -> str:
     return HEADS.get(model_type, "score")
 
 
-def problems(model_type: str, wanted: Sequence[str]) -> list[str]:
+@lru_cache(maxsize=256)
+def problems(model_type: str, wanted: tuple[str, ...]) -> list[str]:
     """Say what is wrong with the roles asked of an architecture; an empty list if nothing is."""
     table = ROLES.get(model_type)
     if table is None:
