@@ -18,6 +18,9 @@ N_LABELS = 5
 
 @cache
 def _composer() -> space.Composer:
+    running = GlobalHydra.instance()
+    if running.is_initialized():  # a program composes from the same folder already
+        return space.Composer(running.config_loader())
     config.register()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         return space.Composer(GlobalHydra.instance().config_loader())

@@ -17,22 +17,18 @@ from lorasweep.space import Composer
 ROOT = Path(__file__).resolve().parents[1]
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
 
-GOOD = ["great", "lovely", "superb", "warm", "fresh"]
-BAD = ["awful", "cold", "rude", "stale", "broken"]
-NEUTRAL = ["table", "street", "monday", "plate", "window", "road"]
+# Letters tell the classes apart: a frozen random base of two layers has nothing else to go by.
+LETTERS = {"bad": "xyz", "good": "abc", "neutral": "mno"}
 
 
 def sentences(rows: int, seed: int) -> list[tuple[str, str]]:
-    """Made-up reviews: three classes that a tiny model can learn from a single word."""
+    """Made-up texts of three classes, a few words each."""
     draw = random.Random(seed)
-    made = []
-    for i in range(rows):
-        label = ("bad", "good", "neutral")[i % 3]
-        words = [draw.choice(NEUTRAL) for _ in range(draw.randint(2, 7))]
-        if label != "neutral":
-            words.insert(draw.randrange(len(words)), draw.choice(GOOD if label == "good" else BAD))
-        made.append((" ".join(words), label))
-    return made
+    labels = [list(LETTERS)[i % 3] for i in range(rows)]
+    return [
+        (" ".join("".join(draw.choices(LETTERS[n], k=4)) for _ in range(draw.randint(2, 7))), n)
+        for n in labels
+    ]
 
 
 def write_csv(file: Path, rows: list[tuple[str, str]]) -> Path:

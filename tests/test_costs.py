@@ -301,9 +301,19 @@ def peak_of_a_step(trial: Trial) -> int:
     return live.peak
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.05])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("method", "r"), [("lora", 8), ("lora", 64), ("fft", 8), ("lora_fp32", 8)])
+@pytest.mark.parametrize(
+    ("method", "r", "checkpointing", "dropout"),
+    [
+        ("lora", 8, False, 0.05),
+        ("lora", 8, False, 0.0),
+        ("lora", 8, True, 0.05),
+        ("lora", 64, True, 0.0),
+        ("lora_fp32", 8, False, 0.05),
+        ("lora_fp32", 8, True, 0.0),
+        ("fft", 8, False, 0.0),
+        ("fft", 8, True, 0.0),
+    ],
+)
 def test_peak_memory_is_what_is_alive_in_a_real_step(
     composer: Composer,
     monkeypatch: pytest.MonkeyPatch,
@@ -312,10 +322,8 @@ def test_peak_memory_is_what_is_alive_in_a_real_step(
     checkpointing: bool,
     dropout: float,
 ) -> None:
-    if method == "fft" and dropout:
-        pytest.skip("no adapter, no dropout")
     monkeypatch.setattr(memory, "WORKSPACE", 0)  # cuBLAS, which the CPU lacks
-    shape = {"hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 6}
+    shape = {"hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 4}
     trial = trial_of(
         composer,
         *("model=tiny_llama", "target=all_linear", *METHODS[method]),

@@ -98,12 +98,12 @@ def test_json_for_machines(composer: Composer) -> None:
         ),
         (
             "24gb",
-            ["method=lora", "train.batch_size=64", "train.checkpointing=true"],
-            ("train.batch_size=32", "train.accumulation=2"),
+            ["method=lora", "train.batch_size=256", "train.checkpointing=true"],
+            ("train.batch_size=64", "train.accumulation=4"),
         ),
         ("12gb", ["method=lora", "train.checkpointing=true"], ("method=qlora",)),
         ("24gb", ["method=fft", "train.checkpointing=true"], ("method=lora",)),
-        ("16gb", ["method=base", "train.eval_batch_size=512"], ("train.eval_batch_size=64",)),
+        ("24gb", ["method=base", "train.eval_batch_size=4096"], ("train.eval_batch_size=512",)),
         ("2gb", ["method=qlora"], ()),
     ],
 )

@@ -123,15 +123,18 @@ def _value(text: str) -> Any:
     return json.loads(text.lower()) if re.fullmatch(r"[\d.]+|True|False", text) else text
 
 
-def test_training_learns(matrix: Matrix, sweep: Sweep, data: list[str], tmp_path: Path) -> None:
+def test_training_learns(sweep: Sweep, data: list[str], tmp_path: Path) -> None:
     done = sweep(
-        "-m", "model=tiny_bert", "method=lora", "lora.r=8", "train.epochs=12",
-        "train.batch_size=8", "train.precision=fp32,bf16", *data, f"output_dir={tmp_path}",
+        "-m", "model=tiny_bert,tiny_llama", "method=base,lora,qlora", "lora.r=8",
+        "train.epochs=8", "train.batch_size=8", "train.precision=fp32,bf16", *data,
+        f"output_dir={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    base = pick(matrix[0], model="tiny_bert", method="base")["eval/accuracy"]
-    for row in rows_of(tmp_path):
-        assert row["eval/accuracy"] > base + 0.1, row["train.precision"]
+    rows = rows_of(tmp_path)
+    base = max(r["eval/accuracy"] for r in rows if r["method.name"] == "base")
+    trained = [r["eval/accuracy"] for r in rows if r["method.name"] != "base"]
+    assert len(trained) == 8
+    assert min(trained) > base + 0.3
 
 
 def test_a_second_call_runs_nothing_and_a_changed_space_reuses(
@@ -147,7 +150,7 @@ def test_a_second_call_runs_nothing_and_a_changed_space_reuses(
     # Resume is by content: other texts under the same names are other trials.
     folder = Path(next(d for d in data if "train_file" in d).split("=")[1]).parent
     copy = tmp_path / "other.csv"
-    copy.write_text((folder / "train.csv").read_text().replace("awful", "dreadful"))
+    copy.write_text((folder / "train.csv").read_text().replace("a", "b"))
     sweep(*common, "lora.r=1", f"task.train_file={copy}")
     assert len(rows_of(tmp_path)) == 4
 
