@@ -84,6 +84,12 @@ def base(
         **options,
     )
     model.config.use_cache = False
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Where the processor has it, bitsandbytes would repack 4-bit weights for bfloat16
+            # products at the first evaluation: other scores than elsewhere, and no training
+            # after it ("a view of a leaf Variable … in-place").
+            module.support_avx512bf16_for_cpu = False
     redraw(model.get_submodule(head), trial["seed"], config)
     assert isinstance(model, transformers.PreTrainedModel)
     return model
