@@ -83,8 +83,8 @@ def test_alpha_is_a_multiple_of_the_trials_own_rank(composer: Composer) -> None:
 def test_hydras_own_sweeps_work(composer: Composer) -> None:
     assert [t["seed"] for t in trials(composer, "seed=range(3)")] == [0, 1, 2]
     assert [t["lora.r"] for t in trials(composer, "lora.r=choice(2,8)")] == [2, 8]
-    named = [t["target.name"] for t in trials(composer, "target=glob(a*)")]
-    assert named == ["all_linear", "attention"]
+    named = [t["target.name"] for t in trials(composer, "target=glob(q*)")]
+    assert named == ["q", "qv"]
     assert "interval" in problems(composer, "lora.r=interval(1,8)")[0]
 
 
@@ -181,7 +181,7 @@ def test_every_option_of_every_group_composes(composer: Composer) -> None:
     groups = composer.groups()
     assert {"model", "method", "target", "task", "train"} <= set(groups)
     local = "task.train_file=x.csv"
-    for group in groups:
+    for group in set(groups) - {"study"}:  # studies bring lists of their own: tested below
         options = composer.options(group)
         assert options
         for option in options:
