@@ -51,16 +51,15 @@ def adapter(shape: Shape, adapted: tuple[Linear, ...], r: int, head: str) -> Par
 
     The head is kept twice by PEFT (``modules_to_save``): the original, frozen, and a copy that
     is trained. With ``full_lora`` both carry a low-rank update, which is the only reading under
-    which all numbers of Table 4 of Patil et al. 2025 come out; with ``frozen`` there is no copy.
+    which all numbers of Table 4 of Patil et al. 2025 come out.
 
     Args:
         shape: the classifier.
         adapted: layers of one block that carry an update.
         r: rank.
-        head: ``full``, ``full_lora`` or ``frozen``.
+        head: ``full`` or ``full_lora``.
     """
     blocks = shape.blocks * sum(layer.lora(r) for layer in adapted)
-    copied = shape.head_parameters if head != "frozen" else 0
     on_head = sum(layer.lora(r) for layer in shape.head) if head == "full_lora" else 0
-    copy = copied + on_head
+    copy = shape.head_parameters + on_head
     return Parameters(shape.total, blocks, copy, on_head, trainable=blocks + copy)
