@@ -150,8 +150,10 @@ def test_a_second_call_runs_nothing_and_a_changed_space_reuses(
     # Resume is by content: other texts under the same names are other trials.
     folder = Path(next(d for d in data if "train_file" in d).split("=")[1]).parent
     copy = tmp_path / "other.csv"
-    copy.write_text((folder / "train.csv").read_text().replace("a", "b"))
-    sweep(*common, "lora.r=1", f"task.train_file={copy}")
+    lines = (folder / "train.csv").read_text().splitlines()
+    copy.write_text("\n".join(lines[:-1]) + "\n")
+    other = sweep(*common, "lora.r=1", f"task.train_file={copy}")
+    assert other.returncode == 0, other.stdout + other.stderr
     assert len(rows_of(tmp_path)) == 4
 
 
