@@ -1,5 +1,6 @@
 """What every engine is given and gives back."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -7,16 +8,34 @@ from lorasweep.trial import Result, Trial
 
 
 class Watch(Protocol):
-    """Who is told how a trial gets on, and says whether it should end."""
+    """Who is told how trials get on, and who says what becomes of them."""
 
-    stopping: bool
+    stopping: bool  # save what is needed to go on (`Folders.state`), end as "stopped"
 
-    def step(self, step: int, total: int, loss: float | None) -> None:
+    def step(self, trial: Trial, step: int, total: int, loss: float | None) -> None:
         """``step`` of ``total`` optimizer steps are done; ``loss`` where it was just read."""
+
+    def report(self, trial: Trial, step: int, scores: Mapping[str, float]) -> bool:
+        """Tell what an evaluation along the way gave. Returns whether to prune the trial."""
+
+    def end(self, trial: Trial, result: Result) -> None:
+        """Tell that a trial has ended. Its artefacts are complete and may be moved away."""
+
+    def next(self) -> Trial | None:
+        """Ask for another trial for the same pack: a slot is free. None: end with the others."""
 
 
 class Engine(Protocol):
-    """Trains and evaluates one trial; ``folder`` takes the artefacts."""
+    """Trains and evaluates the trials of a pack; stays alive between packs and keeps its base."""
 
-    def __call__(self, trial: Trial, folder: Path, watch: Watch) -> Result:
-        """Run the trial. Never raises for what the trial did: OOM and NaN are states."""
+    def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
+        """Run trials to their ends, each told to ``watch`` with its result.
+
+        Never raises for what one trial did: OOM, NaN and failure are states of that trial.
+
+        Args:
+            trials: the pack; one trial for engines that know no packs.
+            folder: where a trial's artefacts go (``predictions.parquet``, ``adapter/``); beside
+                it, in ``folder(trial).parent / "state"``, lies what a stopped trial goes on from.
+            watch: is told of every step, evaluation and end.
+        """
