@@ -53,6 +53,23 @@ class Source(StrEnum):
     random = "random"
 
 
+class Exactness(StrEnum):
+    """How like a packed trial is to the same trial alone.
+
+    ``strict``: bit by bit. ``fast``: but for rounding, in products that several trials share.
+    """
+
+    strict = "strict"
+    fast = "fast"
+
+
+class Copies(StrEnum):
+    """Whether a 4-bit base is also kept dequantised: where memory allows, or never."""
+
+    auto = "auto"
+    off = "off"
+
+
 class Trains(StrEnum):
     """Which weights a method trains."""
 
@@ -147,6 +164,9 @@ class Lora:
 class Engine:
     name: str = MISSING
     save_adapter: bool = MISSING
+    exactness: Exactness = MISSING
+    nf4_cache: Copies = MISSING
+    pack_size: int | None = MISSING
 
 
 @dataclass

@@ -1,0 +1,192 @@
+"""Trained numbers of trials of one shape, as rows of one matrix, and their AdamW."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # the Trainer's
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight in a trial's vector. ``held`` is its shape here, zeros added to a round rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    held: tuple[int, ...]
+    start: int
+
+    @property
+    def place(self) -> slice:
+        """Where it lies in the vector."""
+        return slice(self.start, self.start + math.prod(self.held))
+
+    def of(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return the weight itself, without added zeros, as a view into a trial's vector."""
+        whole = vector[self.place].view(self.held)
+        return whole[tuple(slice(0, size) for size in self.shape)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a trial's vector holds: low-rank pairs first, then the head, its biases last.
+
+    Attributes:
+        pairs: adapted layer → its A (r, in) and B (out, r).
+        head: name within the head → weight.
+        low_rank, decayed, size: ends of the pairs, of what weight decay acts on, of the vector.
+    """
+
+    pairs: tuple[tuple[str, Entry, Entry], ...]
+    head: tuple[tuple[str, Entry], ...]
+    low_rank: int
+    decayed: int
+    size: int
+
+    def entries(self) -> Iterable[Entry]:
+        """Every weight, in the order of the vector."""
+        for _, a, b in self.pairs:
+            yield a
+            yield b
+        for _, entry in self.head:
+            yield entry
+
+
+def shape_of(
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    head: Mapping[str, torch.Tensor],
+    rank: int,
+) -> Shape:
+    """Lay out a trial's weights, with ranks filled up to ``rank``."""
+    at = 0
+
+    def entry(name: str, tensor: torch.Tensor, held: tuple[int, ...]) -> Entry:
+        nonlocal at
+        made = Entry(name, tuple(tensor.shape), held, at)
+        at += math.prod(held)
+        return made
+
+    low = []
+    for slot, (a, b) in pairs.items():
+        entry_a = entry(f"{slot}.A", a, (rank, a.shape[1]))
+        low.append((slot, entry_a, entry(f"{slot}.B", b, (b.shape[0], rank))))
+    low_rank = at
+    ordered = sorted(head.items(), key=lambda item: "bias" in item[0])
+    of_head, decayed = [], at
+    for name, tensor in ordered:
+        of_head.append((name, entry(f"head.{name}", tensor, tuple(tensor.shape))))
+        decayed = decayed if "bias" in name else at
+    return Shape(tuple(low), tuple(of_head), low_rank, decayed, at)
+
+
+class Bank:
+    """Weights, gradients and moments of ``rows`` trials of one shape, each float32 (rows, size).
+
+    The products of the low-rank pairs work on ``work``: the weights themselves, or a copy in
+    the format of the arithmetic. Gradients arrive in the leaves' ``.grad``, which are views.
+    """
+
+    def __init__(self, shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        def matrix() -> torch.Tensor:
+            return torch.zeros(rows, shape.size, device=device)
+
+        self.shape, self.rows = shape, rows
+        self.weights, self.grads, self.first, self.second = (matrix() for _ in range(4))
+        self.steps = torch.zeros(rows, device=device)
+        self.scale = torch.zeros(rows, 1, 1, device=device)
+        self.work, self.work_grads = self.weights, self.grads
+        if dtype != torch.float32:
+            self.work = torch.zeros(rows, shape.low_rank, dtype=dtype, device=device)
+            self.work_grads = torch.zeros_like(self.work)
+        self.pairs = {slot: (self._leaf(a), self._leaf(b)) for slot, a, b in shape.pairs}
+
+    def _leaf(self, entry: Entry) -> torch.Tensor:
+        held = (self.rows, *entry.held)
+        leaf = self.work[:, entry.place].view(held).detach().requires_grad_()
+        leaf.grad = self.work_grads[:, entry.place].view(held)
+        return leaf
+
+    def head(self, row: int) -> dict[str, nn.Parameter]:
+        """Return the head's weights of one trial, by their names within the head."""
+        found = {}
+        for name, entry in self.shape.head:
+            parameter = nn.Parameter(entry.of(self.weights[row]))
+            parameter.grad = entry.of(self.grads[row])
+            found[name] = parameter
+        return found
+
+    def refresh(self) -> None:
+        """Bring the copy that the products work on up to date."""
+        if self.work is not self.weights:
+            self.work.copy_(self.weights[:, : self.shape.low_rank])
+
+    def settle(self) -> None:
+        """Add the gradients of the copy to those of the weights."""
+        if self.work is not self.weights:
+            self.grads[:, : self.shape.low_rank] += self.work_grads
+            self.work_grads.zero_()
+
+    def add(self, slot: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Add the low-rank updates of one layer: y + (α/r)·x·Aᵀ·Bᵀ, each trial its own.
+
+        Args:
+            slot: the layer.
+            x: its input, shape (rows x tokens of a trial, in).
+            y: what the base made of it, shape (rows x tokens of a trial, out).
+        """
+        a, b = self.pairs[slot]
+        low = torch.bmm(x.view(self.rows, -1, x.shape[-1]), a.transpose(1, 2))
+        low = low * self.scale.to(low.dtype)
+        wide = y.view(self.rows, -1, y.shape[-1])
+        return torch.baddbmm(wide, low, b.transpose(1, 2)).flatten(0, 1)
+
+    def step(
+        self, row: int, rate: float | torch.Tensor, decay: float, max_norm: float
+    ) -> torch.Tensor:
+        """Clip the gradient of one trial, take one step of AdamW, and clear the gradient.
+
+        Returns:
+            The norm of the gradient before clipping, shape ().
+        """
+        grad = self.grads[row]
+        norm = torch.linalg.vector_norm(grad)
+        if max_norm > 0:
+            grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.steps[row] += 1
+        self._adamw(row, slice(0, self.shape.decayed), rate, decay)
+        if self.shape.decayed < self.shape.size:
+            self._adamw(row, slice(self.shape.decayed, None), rate, 0.0)
+        grad.zero_()
+        return norm
+
+    def _adamw(self, row: int, part: slice, rate: float | torch.Tensor, decay: float) -> None:
+        torch._fused_adamw_(
+            [self.weights[row, part]], [self.grads[row, part]],
+            [self.first[row, part]], [self.second[row, part]], [], [self.steps[row]],
+            lr=rate, beta1=_BETAS[0], beta2=_BETAS[1], weight_decay=decay, eps=_EPSILON,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def clear(self, row: int) -> None:
+        """Forget gradients of a step that was not finished."""
+        self.grads[row].zero_()
+        self.work_grads[row].zero_()
+
+    # ------------------------------------------------------------- in and out, without padding
+
+    def read(self, matrix: torch.Tensor, row: int) -> torch.Tensor:
+        """Return one trial's row without added zeros, shape (numbers,), on the CPU."""
+        parts = [e.of(matrix[row]).reshape(-1) for e in self.shape.entries()]
+        return torch.cat(parts).cpu()
+
+    def write(self, matrix: torch.Tensor, row: int, vector: torch.Tensor) -> None:
+        """Set one trial's row from what ``read`` gave."""
+        at = 0
+        matrix[row].zero_()
+        for entry in self.shape.entries():
+            size = math.prod(entry.shape)
+            entry.of(matrix[row]).copy_(vector[at : at + size].view(entry.shape))
+            at += size

@@ -1,0 +1,169 @@
+"""A frozen base in memory with its data: what the trials of a pack share."""
+
+import json
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+import psutil
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional
+
+from lorasweep import tasks
+from lorasweep.engines.packed.adapter import Adapter, skeleton
+from lorasweep.engines.packed.compat import base_of
+from lorasweep.engines.packed.layout import Lane, Pass, build
+from lorasweep.engines.packed.modules import Dense, FourBit, PackedDropout, Stage, install
+from lorasweep.engines.packed.tokens import Side, side
+from lorasweep.models import load, roles, source
+from lorasweep.models.convert import DTYPES
+from lorasweep.trial import Trial
+
+_CACHE_SHARE = 0.4  # of the free memory, which a dequantised copy may take
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture comes from hidden states to scores.
+
+    Attributes:
+        body: name of the model without its head.
+        pool_last: whether a text is judged by its last token, else by its first.
+        counts_from_padding: whether the first position id is the padding id plus one.
+    """
+
+    body: str
+    pool_last: bool
+    counts_from_padding: bool = False
+
+
+_LLAMA = Family("model", pool_last=True)
+FAMILIES = {
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "bert": Family("bert", pool_last=False),
+    "roberta": Family("roberta", pool_last=False, counts_from_padding=True),
+}
+
+
+class Base:
+    """The base and the data of every trial for which ``compat.base_of`` is the same."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.identity: Hashable = base_of(trial)
+        self.device = load.device()
+        self.strict = trial["engine.exactness"] == "strict"
+        self.autocast = DTYPES[trial["train.precision"]]
+        model = self._load(trial)
+        kind = model.config.model_type
+        self.family = FAMILIES[kind]
+        self.skeleton = skeleton(model.config, self._skeleton_dtype(trial))
+        self.pad = int(model.config.pad_token_id)
+        self.stage = Stage()
+        install(model, roles.blocks_of(kind), self.stage, self._frozen(trial))
+        model.requires_grad_(False)
+        # Always: what differs between training and evaluation is said by the pass.
+        model.train()
+        self.body: nn.Module = model.get_submodule(self.family.body)
+        self.pooler: nn.Module | None = getattr(self.body, "pooler", None)
+        if self.pooler is not None:
+            self.body.pooler = None  # run below, on pooled tokens alone
+        own = getattr(model, "dropout", None)
+        self.head_dropout = own.p if isinstance(own, PackedDropout) else 0.0
+        self.layers = [m for m in model.modules() if isinstance(m, FourBit)]
+        self.cached = trial["engine.nf4_cache"] == "auto" and self._room_for_copies()
+        if self.cached:
+            for layer in self.layers:
+                layer.keep()
+
+    def _load(self, trial: Trial) -> transformers.PreTrainedModel:
+        cache = source.cache_home()
+        found, task = source.locate(source.settings(trial), cache), trial.group("task")
+        data = tasks.load(task, cache)
+        tokenizer = load.tokenizer(found.folder)
+        identity = json.dumps(found.lineage, sort_keys=True)
+        pad: int = tokenizer.pad_token_id
+        self.train, self.eval = (
+            side(part, pad, self.device)
+            for part in tasks.tokenise(
+                data, task, tokenizer, identity, trial["train.max_length"], cache
+            )
+        )
+        self.lineage: dict[str, Any] = {
+            "model": found.lineage,
+            "data": {**data.provenance, "sha256": data.digest},
+        }
+        model = load.base(trial, found.folder, data.labels, pad)
+        if trial["method.kbit_prepare"] and trial["method.quant"] is not None:
+            model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        return model
+
+    @staticmethod
+    def _skeleton_dtype(trial: Trial) -> torch.dtype:
+        """PEFT draws A in the format of plain weights, and in float32 over 4-bit ones."""
+        return torch.float32 if trial["method.quant"] else load.weight_dtype(trial)
+
+    @staticmethod
+    def _frozen(trial: Trial) -> Any:
+        compute = DTYPES[trial["method.compute_dtype"]]
+        return (lambda layer: FourBit(layer, compute)) if trial["method.quant"] else Dense
+
+    def _room_for_copies(self) -> bool:
+        if not self.layers:
+            return False
+        needed = sum(
+            layer.packed.quant_state.shape.numel() * layer.dtype.itemsize for layer in self.layers
+        )
+        on_gpu = self.device.type == "cuda"
+        free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+        return bool(needed <= _CACHE_SHARE * free)
+
+    # ------------------------------------------------------------------------ a pass
+
+    def lay_out(self, data: Side, lanes: list[Lane], *, training: bool) -> Pass:
+        """Bring what the lanes read into one row of tokens."""
+        first = self.pad + 1 if self.family.counts_from_padding else 0
+        for lane in lanes:
+            lane.adapter.lane = lane if training else None
+        return build(
+            data, lanes, training=training, pool_last=self.family.pool_last, first_position=first
+        )
+
+    def adapter(self, trial: Trial) -> Adapter:
+        """Draw a trial's adapter and head."""
+        made = Adapter(trial, self.skeleton, self.device)
+        made.set_dropouts(every_token=self.family.pool_last)
+        return made
+
+    def scores(self, now: Pass) -> list[torch.Tensor]:
+        """Run the base and the heads: scores (texts, classes) of each lane, float32."""
+        self.stage.now = now
+        reduced = self.autocast != torch.float32
+        with torch.autocast(self.device.type, self.autocast, enabled=reduced, cache_enabled=False):
+            types = {} if now.types is None else {"token_type_ids": now.types}
+            hidden = self.body(input_ids=now.ids, position_ids=now.positions, **types)[0]
+            pooled = hidden[0].index_select(0, now.pooled)
+            if self.pooler is not None:
+                pooled = self.pooler(pooled[:, None])
+            parts = zip(now.lanes, pooled.split(now.texts), strict=True)
+            return [self._head(now, lane, part).float() for lane, part in parts]
+
+    def _head(self, now: Pass, lane: Lane, pooled: torch.Tensor) -> torch.Tensor:
+        adapter = lane.adapter
+        if now.training and self.head_dropout > 0:
+            pooled = pooled * adapter.stream.noise(pooled.shape, self.head_dropout, pooled)
+        if self.family.body == "roberta":  # its head takes the first token itself
+            pooled = pooled[:, None]
+        return adapter.head(pooled)
+
+    def losses(self, now: Pass) -> list[torch.Tensor]:
+        """Mean loss of each lane, shape ()."""
+        scores = self.scores(now)
+        return [
+            functional.cross_entropy(part, labels)
+            for part, labels in zip(scores, now.labels.split(now.texts), strict=True)
+        ]

@@ -1,0 +1,42 @@
+"""Which trials can be packed, and which may share a pack. Imports nothing heavy."""
+
+from collections.abc import Hashable
+
+from lorasweep.trial import Trial
+
+# Bases whose forward pass was checked against the reference.
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "bert", "roberta")
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+_GROUPS = ("model.", "method.", "task.")
+_SHARED = ("train.precision", "train.max_length", "engine.exactness", "engine.nf4_cache")
+# Names and suggestions change nothing; batches of evaluation are the engine's own affair.
+_FREE = ("model.name", "model.learning_rate", "model.precision", "method.name", "task.name")
+
+
+def problems(trial: Trial) -> str | None:
+    """Say why a trial cannot be packed; None if it can."""
+    if not trial.adapts:
+        return f"method={trial['method.name']} trains no adapter"
+    quant = trial["method.quant"]
+    if quant not in (None, "nf4", "fp4"):
+        return f"method.quant={quant}: packs know nf4 and fp4"
+    architecture = trial.config.get("model.shape.model_type")
+    if architecture not in ARCHITECTURES:
+        return f"model={trial['model.name']}: packs know {', '.join(ARCHITECTURES)}"
+    if trial["train.optimizer"] not in OPTIMIZERS:
+        return f"train.optimizer={trial['train.optimizer']}: packs know {', '.join(OPTIMIZERS)}"
+    if trial["train.precision"] == "fp16":
+        return "train.precision=fp16: packs know fp32 and bf16"
+    if trial["train.checkpointing"]:
+        return "train.checkpointing=true: packs keep their activations"
+    return None
+
+
+def base_of(trial: Trial) -> Hashable:
+    """Return what trials of one pack have in common: base, its format, task and length."""
+    names = sorted(
+        name
+        for name in trial.config
+        if name in _SHARED or (name.startswith(_GROUPS) and name not in _FREE)
+    )
+    return tuple((name, str(trial.config[name])) for name in names)
