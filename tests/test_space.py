@@ -188,6 +188,7 @@ def test_every_option_of_every_group_composes(composer: Composer) -> None:
             typed = [
                 f"{group}={option}",
                 *([local] if option == "local" and group == "task" else []),
+                *(["train.eval_every=1"] if group == "pruner" else []),
             ]
             assert problems(composer, *typed) == []
 

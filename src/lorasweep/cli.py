@@ -97,7 +97,7 @@ def refuse_words(arguments: Sequence[str]) -> None:
         if not problems:
             return
         try:
-            app.trials_of(overrides, params, composer)
+            app.request_of(overrides, params, composer)
         except errors.RequestError as error:
             problems += error.problems
     raise errors.RequestError(problems)

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from lorasweep.errors import nearest
 from lorasweep.models import roles
+from lorasweep.retries import OOM_REMEDIES
 from lorasweep.trial import Config
 
 
@@ -163,6 +164,7 @@ class Lora:
 @dataclass
 class Engine:
     name: str = MISSING
+    target: str = MISSING
     save_adapter: bool = MISSING
     exactness: Exactness = MISSING
     nf4_cache: Copies = MISSING
@@ -173,17 +175,41 @@ class Engine:
 class Sampler:
     name: str = MISSING
     zip: list[Any] = MISSING
+    trials: int | None = MISSING
+    seed: int = MISSING
+    objectives: list[str] = MISSING
+    startup: int = MISSING
+    population: int = MISSING
+
+
+@dataclass
+class Pruner:
+    name: str = MISSING
+    eta: float = MISSING
+    min_share: float = MISSING
+    min_trials: int = MISSING
 
 
 @dataclass
 class Executor:
     name: str = MISSING
+    workers: int | None = MISSING
+    max_in_flight: int | None = MISSING
+    shared_gpu: bool = MISSING
+    on_stop: str = MISSING
+    timeout: float | None = MISSING
+    time_budget: float | None = MISSING
+    fail_fast: bool = MISSING
+    max_failures: int | None = MISSING
+    retries: dict[str, int] = MISSING
+    oom: list[str] = MISSING
 
 
 @dataclass
 class Tracking:
     name: str = MISSING
     uri: str = MISSING
+    patience: float = MISSING
 
 
 @dataclass
@@ -203,6 +229,7 @@ class Root:
     lora: Lora = MISSING
     engine: Engine = MISSING
     sampler: Sampler = MISSING
+    pruner: Pruner = MISSING
     executor: Executor = MISSING
     tracking: Tracking = MISSING
 
@@ -233,6 +260,12 @@ OPTIMIZERS = (
     "adafactor",
     "sgd",
 )
+
+
+# Those that know all trials beforehand, and those that search.
+LISTED_SAMPLERS = ("grid", "zip")
+SAMPLERS = (*LISTED_SAMPLERS, "random", "qmc", "tpe", "gp", "nsga2")
+PRUNERS = ("none", "asha", "hyperband", "median")
 
 
 def one_of(config: Config, name: str, known: Sequence[str]) -> list[str]:
@@ -290,8 +323,11 @@ def problems(config: Config) -> list[str]:
         *positive(config, ("train.eval_every", "train.patience", "train.learning_rate")),
         *positive(config, ("train.weight_decay", "train.max_grad_norm", "seed"), zero=True),
         *positive(config, ("task.train_size", "task.eval_size")),
-        *one_of(config, "resume", ("continue", "fresh")),
+        *one_of(config, "resume", ("retry_failed", "only_missing", "fresh")),
+        *executor_problems(config),
         *one_of(config, "plan", ("short", "table", "json")),
+        *one_of(config, "sampler.name", SAMPLERS),
+        *pruner_problems(config),
         *one_of(config, "train.schedule", SCHEDULES),
         *one_of(config, "train.optimizer", OPTIMIZERS),
         *one_of(config, "train.order", ("by_length", "random")),
@@ -315,6 +351,37 @@ def problems(config: Config) -> list[str]:
             f"{limit} tokens"
         )
     return found
+
+
+def executor_problems(config: Config) -> list[str]:
+    """Say what is wrong with how trials are to be run."""
+    names = ("workers", "max_in_flight", "timeout", "time_budget", "max_failures")
+    found = positive(config, [f"executor.{n}" for n in names])
+    found += one_of(config, "executor.on_stop", ("checkpoint", "finish"))
+    found += positive(config, ("tracking.patience",), zero=True)
+    for word in config["executor.oom"]:
+        found += one_of({"executor.oom": word}, "executor.oom", OOM_REMEDIES)
+    for kind in ("crash", "lost", "timeout"):
+        found += positive(config, (f"executor.retries.{kind}",), zero=True)
+    return found
+
+
+def pruner_problems(config: Config) -> list[str]:
+    """Say what is wrong with the settings that end hopeless trials early."""
+    found = one_of(config, "pruner.name", PRUNERS)
+    if found or config["pruner.name"] == "none":
+        return found
+    if not config["train.eval_every"]:
+        found.append(
+            f"pruner={config['pruner.name']} needs train.eval_every: every how many steps are "
+            "trials compared?"
+        )
+    if not config["pruner.eta"] > 1:
+        found.append(f"pruner.eta={config['pruner.eta']}: must be above 1 (one in eta goes on)")
+    if not 0 < config["pruner.min_share"] < 1:
+        share = config["pruner.min_share"]
+        found.append(f"pruner.min_share={share}: a share of the training, between 0 and 1")
+    return found + positive(config, ("pruner.min_trials",))
 
 
 def adapter_problems(config: Config) -> list[str]:

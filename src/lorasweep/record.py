@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,24 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+import sqlalchemy
+from filelock import FileLock
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from requests.exceptions import RequestException
 
+from lorasweep import leases
 from lorasweep.errors import RecordError
-from lorasweep.trial import Result, State, Trial
+from lorasweep.trial import FINAL_STATES, Result, State, Trial
 
 _PARENT = "mlflow.parentRunId"
+_LEASE = "lorasweep.lease."  # on the run of a sweep, one for each controller: when it ends
+_SUGGESTION = "lorasweep.suggestion."  # on the run of a sweep, one a number
 _RUN_STATUS = {"done": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
 _BATCH = 100  # the most params or tags MLflow takes at once
 _METRICS_BATCH = 1000
+_LOOK_S = 1.0  # how old a controller's picture of the others may be
 
 
 def absolute(uri: str) -> str:
@@ -45,9 +51,23 @@ def _sentences(uri: str) -> Iterator[None]:
     """Turn what the store raises into one sentence."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+    except (
+        MlflowException,
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        RequestException,
+        OSError,
+    ) as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise RecordError(f"the record at {uri} cannot be used: {text[0]}") from error
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+def _tune_sqlite(connection: Any, _: Any) -> None:
+    """Wait for other writers; leave the flush to the write-ahead log (a crash loses nothing)."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA busy_timeout=60000")
+        connection.execute("PRAGMA synchronous=NORMAL")
 
 
 class Record:
@@ -60,41 +80,189 @@ class Record:
             RecordError: the store cannot be opened or written.
         """
         self.uri, self.artifacts = absolute(uri), artifacts.resolve()
+        self._places: dict[str, str] = {}  # run → where its artefacts lie
+        self._others: tuple[float, frozenset[str]] = (0.0, frozenset())
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # A server that is away is waited for by the scheduler, which meanwhile goes on.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         with _sentences(self.uri):
             if self.uri.startswith("sqlite:///"):
-                self._prepare_sqlite(Path(self.uri.removeprefix("sqlite:///")))
+                _prepare_sqlite(Path(self.uri.removeprefix("sqlite:///")))
             self.client = MlflowClient(self.uri, self.uri)
             self.client.search_experiments(max_results=1)
-
-    @staticmethod
-    def _prepare_sqlite(file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(file, timeout=30)) as connection:
-            # Readers (the UI) and the writer do not wait for each other.
-            connection.execute("PRAGMA journal_mode=WAL")
 
     # ------------------------------------------------------------------ reading
 
     def states(self) -> dict[str, State]:
         """State of every trial in the record by its key; ``done`` wins over later attempts."""
         found: dict[str, State] = {}
-        for run in _runs(self.client, "tags.`lorasweep.key` != ''"):
-            key, state = run.data.tags["lorasweep.key"], run.data.tags.get("lorasweep.state")
-            if state is not None and found.get(key) != "done":
-                found[key] = state
+        with _sentences(self.uri):
+            for run in _runs(self.client, "tags.`lorasweep.key` != ''"):
+                key, state = run.data.tags["lorasweep.key"], run.data.tags.get("lorasweep.state")
+                if state is not None and found.get(key) != "done":
+                    found[key] = state
         return found
 
-    def rows(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return the recorded rows of these trials by key."""
+    def rows(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the recorded rows of these trials by key: the last that is done, or the last."""
         wanted = set(keys)
         found: dict[str, dict[str, Any]] = {}
         for row in read(self.uri):
-            key = row.get("lorasweep.key")
-            if key in wanted and found.get(key, {}).get("lorasweep.state") != "done":
+            key, state = row["lorasweep.key"], row.get("lorasweep.state")
+            if key not in wanted or state is None:
+                continue
+            if state == "done" or found.get(key, {}).get("lorasweep.state") != "done":
                 found[key] = row
         return found
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return every trial of the record (see ``read``)."""
+        return read(self.uri)
+
+    def mark(self, run: str, tag: str, value: str) -> None:
+        """Set a tag of a trial's run."""
+        with _sentences(self.uri):
+            self.client.set_tag(run, tag, value)
+
+    def curve(self, run: str, metric: str) -> list[tuple[int, float]]:
+        """Return (step, value) along a run."""
+        with _sentences(self.uri):
+            return [(m.step, m.value) for m in self.client.get_metric_history(run, metric)]
+
+    def past(self, sweep: str) -> dict[int, dict[str, Any]]:
+        """Return what a sampler has suggested in this sweep, by number (see ``suggest``)."""
+        with _sentences(self.uri):
+            tags = self.client.get_run(sweep).data.tags
+        return {
+            int(name.removeprefix(_SUGGESTION)): json.loads(value)
+            for name, value in tags.items()
+            if name.startswith(_SUGGESTION)
+        }
+
+    # ------------------------------------------------------------- who runs what
+
+    def join(self, sweep: str) -> None:
+        """Take part in a sweep: from now on others in this record reckon with this process.
+
+        Waits, where there are others, until they have seen it. Closes what dead ones left open.
+        """
+        self.renew(sweep)
+        if self.others():
+            time.sleep(2 * _LOOK_S)
+        with _sentences(self.uri):
+            for run in _runs(self.client, "attributes.status = 'RUNNING'"):
+                owner = run.data.tags.get("lorasweep.owner")
+                if owner is not None and owner != str(leases.here()) and not self._lives(run):
+                    self._bury(run.info.run_id)
+
+    def renew(self, sweep: str) -> None:
+        """Say that this process lives."""
+        with _sentences(self.uri):
+            until = f"{time.time() + leases.LEASE_S:.0f}"
+            self.client.set_tag(sweep, f"{_LEASE}{leases.here()}", until)
+
+    def leave(self, sweep: str) -> None:
+        """Say that this process has ended its part in a sweep."""
+        with _sentences(self.uri), contextlib.suppress(MlflowException):
+            self.client.delete_tag(sweep, f"{_LEASE}{leases.here()}")
+
+    def others(self) -> frozenset[str]:
+        """Other processes that may be claiming trials in this record, looked up each second."""
+        looked, found = self._others
+        if time.monotonic() - looked > _LOOK_S:
+            with _sentences(self.uri):
+                found = frozenset(
+                    owner
+                    for run in _runs(self.client, "tags.`lorasweep.sweep` != ''")
+                    for owner in self._living(run)
+                )
+            self._others = time.monotonic(), found
+        return found
+
+    def working_on(self, sweep: str) -> frozenset[str]:
+        """Other living processes that take part in this very sweep."""
+        with _sentences(self.uri):
+            return frozenset(self._living(self.client.get_run(sweep)))
+
+    @staticmethod
+    def _living(sweep: Run) -> list[str]:
+        found = []
+        for name, until in sweep.data.tags.items():
+            owner = name.removeprefix(_LEASE)
+            if owner not in (name, str(leases.here())) and leases.alive(owner, float(until)):
+                found.append(owner)
+        return found
+
+    def _lives(self, run: Run) -> bool:
+        """Whether the owner of a trial's run still works on it."""
+        owner, parent = run.data.tags["lorasweep.owner"], run.data.tags[_PARENT]
+        until = self.client.get_run(parent).data.tags.get(_LEASE + owner, "0")
+        return leases.alive(owner, float(until))
+
+    def _bury(self, run: str) -> None:
+        tags = {"lorasweep.state": "stopped", "lorasweep.error": "its controller was lost"}
+        self.client.log_batch(run, tags=[RunTag(k, v) for k, v in tags.items()])
+        self.client.set_terminated(run, "KILLED")
+
+    def claim(self, sweep: str, trial: Trial, engine: str, *, again: bool = False) -> str | None:
+        """Start the run of a trial, unless another process has it. Returns the run's id.
+
+        A run is made first, then the record is searched for rivals: of two that see each other
+        the one with the smaller id goes on, and waits until the other has withdrawn. Where no
+        other process takes part, no search is needed: a newcomer makes itself known, and waits
+        longer than the others take to look, before its first claim (`join`).
+
+        Args:
+            sweep: the run of the sweep.
+            trial: what is to be run.
+            engine: name of the engine that will run it.
+            again: run it even though the record has it.
+        """
+        careful = bool(self.others())
+        with _sentences(self.uri):
+            run = self._create(sweep, trial, engine, "asking" if careful else "held")
+            if careful and not self._wins(run, trial.key, again=again):
+                self.client.delete_run(run)
+                return None
+            params = [Param(k, _text(v)) for k, v in trial.config.items()]
+            tags = [RunTag("lorasweep.claim", "held")] if careful else []
+            for chunk in _chunks(params, _BATCH):
+                self.client.log_batch(run, params=chunk, tags=tags)
+            return run
+
+    def _create(self, sweep: str, trial: Trial, engine: str, claim: str) -> str:
+        tags = {
+            _PARENT: sweep,
+            "lorasweep.key": trial.key,
+            "lorasweep.study": str(trial["name"]),
+            "lorasweep.engine": engine,
+            "lorasweep.pack": trial.key,
+            "lorasweep.owner": str(leases.here()),
+            "lorasweep.claim": claim,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": "lorasweep",
+        }
+        experiment = self._experiment(str(trial["name"]))
+        run = self.client.create_run(experiment, tags=tags, run_name=trial.label)
+        self._places[run.info.run_id] = run.info.artifact_uri
+        return str(run.info.run_id)
+
+    def _wins(self, run: str, key: str, *, again: bool) -> bool:
+        while True:
+            found = [
+                r for r in _runs(self.client, f"tags.`lorasweep.key` = '{key}'")
+                if r.info.run_id != run
+            ]  # fmt: skip
+            if not again and any(r.data.tags.get("lorasweep.state") in FINAL_STATES for r in found):
+                return False
+            rivals = [r for r in found if r.info.status == "RUNNING" and self._lives(r)]
+            if not rivals:
+                return True
+            if any(r.data.tags["lorasweep.claim"] == "held" or r.info.run_id < run for r in rivals):
+                return False
+            time.sleep(0.05)
 
     # ------------------------------------------------------------------ writing
 
@@ -122,46 +290,46 @@ class Record:
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(self.client.create_experiment(study, artifact_location=place, tags=tags))
 
-    def open_trial(self, sweep: str, trial: Trial, engine: str) -> str:
-        """Start the run of a trial. Returns its id."""
+    def suggest(self, sweep: str, number: int, suggestion: Mapping[str, Any]) -> None:
+        """Keep what a sampler suggested, so that it can go on from there after a restart."""
         with _sentences(self.uri):
-            experiment = self.client.get_run(sweep).info.experiment_id
-            tags = {
-                _PARENT: sweep,
-                "lorasweep.key": trial.key,
-                "lorasweep.study": str(trial["name"]),
-                "lorasweep.engine": engine,
-                "lorasweep.pack": trial.key,
-                "mlflow.source.type": "LOCAL",
-                "mlflow.source.name": "lorasweep",
-            }
-            run = self.client.create_run(experiment, tags=tags, run_name=trial.label)
-            params = [Param(k, _text(v)) for k, v in trial.config.items()]
-            for at in range(0, len(params), _BATCH):
-                self.client.log_batch(run.info.run_id, params=params[at : at + _BATCH])
-            return str(run.info.run_id)
+            self.client.set_tag(sweep, f"{_SUGGESTION}{number}", json.dumps(suggestion))
 
-    def close_trial(self, run: str, result: Result) -> None:
-        """Write what a trial gave, move its artefacts in, and end its run."""
+    def ping(self) -> None:
+        """Ask for nothing.
+
+        Raises:
+            RecordError: the store does not answer.
+        """
         with _sentences(self.uri):
-            now = int(time.time() * 1000)
+            self.client.search_experiments(max_results=1)
+
+    def close_trial(self, run: str, result: Result, extra: Mapping[str, str]) -> None:
+        """Write what a trial gave, move its artefacts in, and end its run.
+
+        May be repeated after an error: what was written already is written the same again.
+        """
+        with _sentences(self.uri):
+            now = int(result.at * 1000)
             # The UI compares runs by the metric that was written first: let it be a score.
             ordered = sorted(result.metrics.items(), key=lambda m: not m[0].startswith("eval/"))
             metrics = [Metric(k, float(v), now, 0) for k, v in ordered]
             metrics += [Metric(k, v, now, step) for k, step, v in result.curve]
-            for at in range(0, len(metrics), _METRICS_BATCH):
-                self.client.log_batch(run, metrics=metrics[at : at + _METRICS_BATCH])
+            tags = {"lorasweep.state": result.state, **_summary(result), **extra}
             if result.folder is not None:
                 self._store(run, result.folder, result.environment)
-            tags = {"lorasweep.state": result.state, **_summary(result)}
-            self.client.log_batch(run, tags=[RunTag(k, v) for k, v in tags.items()])
+            *full, last = _chunks(metrics, _METRICS_BATCH)
+            for chunk in full:
+                self.client.log_batch(run, metrics=chunk)
+            # The state comes with the last numbers: a trial that has one has all of them.
+            self.client.log_batch(run, metrics=last, tags=[RunTag(k, v) for k, v in tags.items()])
             self.client.set_terminated(run, _RUN_STATUS.get(result.state, "FAILED"))
 
     def _store(self, run: str, folder: Path, environment: Mapping[str, Any]) -> None:
         """Move a trial's artefacts into the store; on one disk that copies nothing."""
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, default=str))
-        place = self.client.get_run(run).info.artifact_uri
+        place = self._places.pop(run, None) or self.client.get_run(run).info.artifact_uri
         if place.startswith("file://"):
             to = Path(place.removeprefix("file://"))
             to.mkdir(parents=True, exist_ok=True)
@@ -178,6 +346,31 @@ class Record:
             entries = [Metric(k, float(v), now, 0) for k, v in metrics.items()]
             self.client.log_batch(sweep, metrics=entries)
             self.client.set_terminated(sweep, "FINISHED" if whole else "KILLED")
+
+
+def _prepare_sqlite(file: Path) -> None:
+    """Make the database whole before it gets its name: no one ever sees half of one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        return
+    with FileLock(file.with_suffix(".lock")):
+        if file.exists():
+            return
+        draft = file.with_suffix(".new")
+        for left in file.parent.glob(f"{draft.name}*"):  # of an attempt that was killed
+            left.unlink()
+        client = MlflowClient(f"sqlite:///{draft}", f"sqlite:///{draft}")
+        client.search_experiments(max_results=1)
+        with contextlib.closing(sqlite3.connect(draft, timeout=30)) as connection:
+            # Readers (the UI) and the writer do not wait for each other.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA journal_mode=WAL")
+        draft.rename(file)
+
+
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    """Cut a list into parts; at least one, be it empty."""
+    return [items[at : at + size] for at in range(0, max(1, len(items)), size)]
 
 
 def _text(value: Any) -> str:

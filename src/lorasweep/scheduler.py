@@ -1,53 +1,122 @@
-"""The loop: which trials still have to run, running them, recording what each gave."""
+"""The loop: ask for trials, give them to workers, take results, record and tell them.
 
-import hashlib
+No barrier: a result frees its worker at once. Trials are known by their keys; one that the
+record has is not run again, one that another process runs is waited for.
+"""
+
 import signal
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
-from lorasweep import errors
+from lorasweep import leases, packs, retries
+from lorasweep.errors import RecordError
+from lorasweep.executors.base import Executor, Job
+from lorasweep.folders import clear, save_config
+from lorasweep.outbox import Outbox
+from lorasweep.pruning import Pruner
 from lorasweep.record import Record
-from lorasweep.screen import Screen, results
-from lorasweep.trial import FINAL_STATES, Result, Trial
+from lorasweep.samplers.base import Sampler, Suggestion
+from lorasweep.screen import Screen
+from lorasweep.trial import Failure, Result, State, Trial
+
+POLL_S = 0.5
+_BARREN = 4
+ELSEWHERE_S = 2.0  # how often the record is asked for trials that another process runs
 
 
-def sweep_name(trials: Sequence[Trial]) -> str:
-    """Identity of a sweep: the same set of trials is the same sweep, however it was typed."""
-    keys = "".join(sorted(t.key for t in trials))
-    return hashlib.sha256(keys.encode()).hexdigest()[:8]
+@dataclass
+class Attempt:
+    """A trial that is being run, or waits to be run again."""
+
+    suggestion: Suggestion
+    run: str  # its run in the record
+    change: dict[str, Any] = field(default_factory=dict)  # to its settings, after a failure
+    failures: Counter[Failure] = field(default_factory=Counter)
+    alone: bool = False  # not in a pack, and in a fresh process
+    began: float = 0.0
+    worker: int | None = None
+
+    @property
+    def trial(self) -> Trial:
+        """Return the trial as it was asked for."""
+        return self.suggestion.trial
+
+    @property
+    def job(self) -> Trial:
+        """Return the trial as it is run."""
+        return Trial({**self.trial.config, **self.change}) if self.change else self.trial
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the record says about retries."""
+        if not self.failures:
+            return {}
+        tags = {"lorasweep.retries": str(sum(self.failures.values()))}
+        return {**tags, "lorasweep.changed": retries.typed(self.change)} if self.change else tags
 
 
-class Clock:
-    """Where the seconds of a sweep went: start, load, train, evaluate, record, other."""
+@dataclass(frozen=True)
+class Known:
+    """What the record says of a trial before it is asked for."""
 
-    def __init__(self, started: float) -> None:
-        self.started = self.last = started
+    state: State
+    metrics: Mapping[str, float]
+
+
+class Use:
+    """Where the seconds of a sweep went: start, workers busy, load, train, eval, record."""
+
+    def __init__(self) -> None:
         self.parts: dict[str, float] = {}
+        self.busy = 0.0  # seconds over all workers with at least one trial
+        self.first: float | None = None
+        self.last = 0.0
+        self._on: dict[int, set[str]] = {}
+        self._since: dict[int, float] = {}
 
-    def _add(self, part: str, seconds: float) -> None:
-        self.parts[part] = self.parts.get(part, 0.0) + seconds
-
-    def mark(self, part: str, metrics: Mapping[str, float] | None = None) -> None:
-        """Book the time since the last mark; a trial's own metrics divide it further."""
+    def begin(self, worker: int, key: str) -> None:
+        """A trial starts on a worker."""
         now = time.time()
-        left, self.last = now - self.last, now
-        for stage in ("load", "train", "eval"):
-            seconds = (metrics or {}).get(f"time/{stage}_s", 0.0)
-            if seconds:
-                self._add(stage, seconds)
-                left -= seconds
-        self._add("other" if metrics is not None else part, left)
+        self.first = self.first or now
+        keys = self._on.setdefault(worker, set())
+        if not keys:
+            self._since[worker] = now
+        keys.add(key)
 
-    def total(self) -> float:
-        """Seconds since the start of the process."""
-        return time.time() - self.started
+    def end(self, key: str) -> None:
+        """A trial has left its worker."""
+        self.last = time.time()
+        for worker, keys in self._on.items():
+            if key in keys:
+                keys.remove(key)
+                if not keys:
+                    self.busy += self.last - self._since[worker]
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Count a trial's own times."""
+        for stage in ("load", "train", "eval", "pack_share"):
+            seconds = metrics.get(f"time/{stage}_s", 0.0)
+            if seconds:
+                self.parts[stage] = self.parts.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Count the time that the record takes."""
+        start = time.time()
+        yield
+        self.parts["record"] = self.parts.get("record", 0.0) + time.time() - start
+
+    def idle_share(self, workers: int) -> float:
+        """Share of the workers' time between first start and last end in which they had nothing."""
+        if self.first is None or self.last <= self.first:
+            return 0.0
+        return max(0.0, 1 - self.busy / (workers * (self.last - self.first)))
 
     def __str__(self) -> str:
         """Return the parts in seconds, largest first."""
@@ -55,15 +124,416 @@ class Clock:
         return ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts)
 
 
+class Scheduler:
+    """Runs a sampler's trials on an executor (whose ``Handler`` it is)."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        pruner: Pruner | None,
+        record: Record,
+        executor: Executor,
+        screen: Screen,
+        sweep: str,
+        settings: Trial,
+        output: Path,
+        known: Mapping[str, Known],
+        predicted: Callable[[Trial], float],
+    ) -> None:
+        """Bring together what a sweep needs.
+
+        Args:
+            sampler: says which trials come next; restored already.
+            pruner: says which trials end early, if any.
+            record: where claims and results go.
+            executor: where trials run.
+            screen: what the user sees.
+            sweep: the run of the sweep in the record.
+            settings: any trial of the sweep, for what is the same in all (executor, engine).
+            output: folder of the study; each trial has one under it.
+            known: trials that need not run, by key.
+            predicted: seconds that a trial will take, as planned.
+        """
+        self.sampler, self.pruner, self.record = sampler, pruner, record
+        self.executor, self.screen, self.sweep = executor, screen, sweep
+        self.policy, self.engine = settings.group("executor"), str(settings["engine.name"])
+        self.again = settings["resume"] == "fresh"
+        self.patience = float(settings["tracking.patience"])
+        self.pack_size = packs.most(settings)
+        self.output, self.known, self.predicted = output, dict(known), predicted
+        self.outbox = Outbox(record)
+        self.attempts: dict[str, Attempt] = {}  # running, by key
+        self.retry: deque[Attempt] = deque()
+        self.exhausted = False  # the sampler has nothing to start, at least for now
+        self.ready: deque[Suggestion] = deque()  # asked for, not claimed yet
+        self.elsewhere: dict[str, Suggestion] = {}  # claimed by another process
+        self.doubles: dict[str, list[int]] = {}  # numbers that wait for a trial under way
+        self.keys: dict[str, None] = {}  # every trial that was asked for, in order
+        self.states: Counter[State] = Counter()
+        self.error: str | None = None  # why the sweep cannot go on
+        self.stopped = False  # by the user or by a limit: no new trials
+        self.killed = False
+        self.started = time.monotonic()
+        self.fouled: set[int] = set()  # workers whose process ran out of memory
+        self.barren = 0  # workers that died one after another without having had a trial
+        self.use = Use()
+        self._ratio: list[float] = []  # measured over predicted seconds
+        self._renewed = self._looked = time.monotonic()
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Run until nothing is left, or until a signal or a limit stops it."""
+        with _signals(self):
+            try:
+                self.executor.start(self)
+                while not self.killed and self._turn():
+                    pass
+            except KeyboardInterrupt:
+                self.killed = self.stopped = True
+            finally:
+                self.executor.close()
+                self._abandon()
+
+    def _turn(self) -> bool:
+        """Do what can be done now. Returns whether anything is left."""
+        self._keep_alive()
+        reached = self.outbox.flush()
+        if not reached and self.outbox.away_s > self.patience * 60:
+            self.fail(f"{self.outbox.reason}; gave up after {self.patience:g} min")
+        if reached:
+            self._fill()
+            self._look_elsewhere()
+        if not self.attempts and (self.stopped or not self._more()):
+            return bool(self.outbox.waiting) and self.error is None and not self.killed
+        self.executor.poll(POLL_S)
+        self._check_times()
+        return True
+
+    def _more(self) -> bool:
+        left = self.retry or self.ready or self.elsewhere or self.outbox.since
+        return bool(left) or not self.exhausted
+
+    def _keep_alive(self) -> None:
+        """Renew the lease; a record that is away is seen to by the outbox."""
+        if time.monotonic() - self._renewed > leases.RENEW_S:
+            self._renewed = time.monotonic()
+            try:
+                self.record.renew(self.sweep)
+            except RecordError as error:
+                self.outbox.failed(error)
+
+    def stop(self) -> None:
+        """Start no more trials; let those that run end, or save their state, as was asked."""
+        self.stopped = True
+        if self.policy["on_stop"] == "checkpoint":
+            self.executor.stopping = True
+
+    def fail(self, reason: str) -> None:
+        """Stop because the sweep cannot go on."""
+        if self.error is None:
+            self.error = reason
+            self.screen.say(f"error: {reason}", style="red")
+        self.stop()
+
+    def _abandon(self) -> None:
+        """Close what was still under way when everything was ended at once."""
+        for attempt in [*self.attempts.values(), *self.retry]:
+            self._close(attempt, Result("stopped", folder=self._folder(attempt) / "artifacts"))
+        self.outbox.flush(now=True)
+
+    # ----------------------------------------------------------------- dispatching
+
+    def _fill(self) -> None:
+        """Give every idle worker something to do."""
+        for worker in [] if self.stopped else self.executor.idle():
+            if worker in self.fouled:
+                self.fouled.remove(worker)
+                self.executor.kill(worker)  # what comes next begins in a clean process
+                continue
+            pack = self._pack(worker)
+            if not pack:
+                return
+            self.executor.submit(worker, pack)
+
+    def _pack(self, worker: int) -> list[Job]:
+        """Take the next trial, and with it others that may share its base."""
+        first = self._take(lambda _: True, worker, pack=False)
+        if first is None:
+            return []
+        jobs, base = [self._job(first)], packs.base_of(first.job)
+        if first.alone or base is None:
+            return jobs
+        while len(jobs) < self.pack_size:
+            attempt = self._take(lambda trial: packs.base_of(trial) == base, worker, pack=True)
+            if attempt is None:
+                break
+            jobs.append(self._job(attempt))
+        return jobs
+
+    def _take(self, suits: Callable[[Trial], bool], worker: int, *, pack: bool) -> Attempt | None:
+        """Claim the next trial that suits; those before it that do not wait for another pack."""
+        limit = self.policy["max_in_flight"]
+        if self.stopped or (limit is not None and len(self.attempts) >= limit):
+            return None
+        for attempt in list(self.retry):
+            if suits(attempt.job) and not (pack and attempt.alone):
+                self.retry.remove(attempt)
+                return self._begin(attempt, worker)
+        while (suggestion := self._next(suits)) is not None:
+            if not self._in_time(suggestion.trial):
+                self.ready.appendleft(suggestion)
+                return None
+            run = self._claim(suggestion)
+            if run is not None:
+                return self._begin(Attempt(suggestion, run), worker)
+            if self.outbox.since is not None:
+                return None
+        return None
+
+    def _next(self, suits: Callable[[Trial], bool]) -> Suggestion | None:
+        """Return the next suggestion that suits; looks ahead as far as a pack is long."""
+        for suggestion in self.ready:
+            if suits(suggestion.trial):
+                self.ready.remove(suggestion)
+                return suggestion
+        while len(self.ready) < self.pack_size and (asked := self._ask()) is not None:
+            if suits(asked.trial):
+                return asked
+            self.ready.append(asked)
+        return None
+
+    def _ask(self) -> Suggestion | None:
+        """Return the sampler's next suggestion that has to be run here."""
+        while (suggestion := self.sampler.ask()) is not None:
+            key = suggestion.trial.key
+            self.keys[key] = None
+            if self.sampler.remembers:
+                self._remember(suggestion)
+            if key in self.known:
+                self.sampler.tell(suggestion.number, self.known[key].state, self.known[key].metrics)
+            elif self._under_way(key):
+                self.doubles.setdefault(key, []).append(suggestion.number)
+            else:
+                return suggestion
+        self.exhausted = True
+        return None
+
+    def _under_way(self, key: str) -> bool:
+        waiting = [*(a.trial for a in self.retry), *(s.trial for s in self.ready)]
+        return key in self.attempts or key in self.elsewhere or any(t.key == key for t in waiting)
+
+    def _tell(self, suggestion: Suggestion) -> None:
+        """Tell the sampler of a trial that is known now, under every number it was asked for."""
+        known = self.known[suggestion.trial.key]
+        for number in [suggestion.number, *self.doubles.pop(suggestion.trial.key, [])]:
+            self.sampler.tell(number, known.state, known.metrics)
+        self.exhausted = False
+
+    def _remember(self, suggestion: Suggestion) -> None:
+        content = {"values": dict(suggestion.values), "key": suggestion.trial.key}
+        try:
+            self.record.suggest(self.sweep, suggestion.number, content)
+        except RecordError as error:
+            self.outbox.failed(error)
+
+    def _claim(self, suggestion: Suggestion) -> str | None:
+        """Start the trial's run in the record, unless another process has it."""
+        try:
+            with self.use.recording():
+                trial = suggestion.trial
+                run = self.record.claim(self.sweep, trial, self.engine, again=self.again)
+        except RecordError as error:
+            self.outbox.failed(error)
+            self.ready.appendleft(suggestion)
+            return None
+        if run is None:
+            self.elsewhere[suggestion.trial.key] = suggestion
+        return run
+
+    def _begin(self, attempt: Attempt, worker: int) -> Attempt:
+        attempt.began, attempt.worker = time.monotonic(), worker
+        self.attempts[attempt.trial.key] = attempt
+        self.use.begin(worker, attempt.trial.key)
+        self.screen.begin(attempt.trial, worker)
+        return attempt
+
+    def _job(self, attempt: Attempt) -> Job:
+        folder = self._folder(attempt)
+        clear(folder, state=self.again and not attempt.failures)
+        save_config(attempt.trial, folder / ".hydra" / "config.yaml")
+        save_config(attempt.trial, folder / "artifacts" / "config.yaml")
+        return Job(attempt.trial.key, attempt.job, folder)
+
+    def _folder(self, attempt: Attempt) -> Path:
+        return self.output / attempt.trial.key
+
+    # ---------------------------------------------------------- what workers tell
+
+    def on_step(self, key: str, step: int, total: int, loss: float | None) -> None:
+        """Show it (``Handler``)."""
+        self._keep_alive()  # an inline executor comes back to the loop only when a trial ends
+        self.screen.step(key, step, total, loss)
+
+    def on_report(self, key: str, step: int, total: int, scores: Mapping[str, float]) -> bool:
+        """Ask the pruner (``Handler``)."""
+        self.screen.score(key, scores)
+        return self.pruner is not None and self.pruner.report(key, step, total, scores)
+
+    def on_next(self, worker: int) -> Job | None:
+        """Give a running pack another trial of its kind, if the next one is (``Handler``)."""
+        base = next(
+            (packs.base_of(a.job) for a in self.attempts.values() if a.worker == worker), None
+        )
+        if base is None or self.outbox.since is not None:
+            return None
+        attempt = self._take(lambda trial: packs.base_of(trial) == base, worker, pack=True)
+        return None if attempt is None else self._job(attempt)
+
+    def on_end(self, key: str, result: Result) -> None:
+        """Record a result, or have the trial run again (``Handler``)."""
+        attempt = self._done_with(key)
+        if result.state == "oom":
+            result.failure = "oom"
+        if result.failure == "disk":
+            self.fail(f"no space left for {self._folder(attempt)}: {result.error}")
+            result = Result("stopped", folder=result.folder)
+        if result.state in ("failed", "oom") and self._retry(attempt, result):
+            return
+        self._close(attempt, result)
+
+    def on_lost(self, worker: int, keys: Sequence[str], reason: str) -> None:
+        """Have the trials of a worker that died run again (``Handler``)."""
+        self.barren = 0 if keys else self.barren + 1
+        if self.barren >= _BARREN:
+            self.fail(f"workers die before they have begun: {reason}")
+        for key in keys:
+            attempt = self._done_with(key)
+            folder = self._folder(attempt) / "artifacts"
+            lost = Result("failed", error=reason, failure="lost", folder=folder)
+            if not self._retry(attempt, lost):
+                self._close(attempt, lost)
+
+    def _done_with(self, key: str) -> Attempt:
+        self.use.end(key)
+        return self.attempts.pop(key)
+
+    def _retry(self, attempt: Attempt, result: Result) -> bool:
+        """Put a trial that failed back in the queue, if it may be tried again."""
+        failure = result.failure
+        if failure is None or self.stopped:
+            return False
+        attempt.failures[failure] += 1
+        change = retries.again(attempt.trial, failure, attempt.failures[failure], self.policy)
+        if change is None:
+            return False
+        if failure == "oom":
+            attempt.change, attempt.alone = change, True
+            if attempt.worker is not None:
+                self.fouled.add(attempt.worker)
+        self.screen.again(attempt.trial, result, retries.typed(change))
+        self.retry.append(attempt)
+        return True
+
+    def _close(self, attempt: Attempt, result: Result) -> None:
+        """Record a result, tell the sampler, and see whether the sweep goes on."""
+        key, trial = attempt.trial.key, attempt.trial
+        (self._folder(attempt) / "artifacts").mkdir(parents=True, exist_ok=True)
+        self.use.add(result.metrics)
+        try:
+            with self.use.recording():
+                self.outbox.send(attempt.run, self._folder(attempt), result, attempt.tags)
+        except OSError as error:
+            self.fail(f"the result of {trial.label} could not be kept: {error}")
+        self.states[result.state] += 1
+        if result.state == "done":
+            seconds = time.monotonic() - attempt.began
+            self._ratio.append(seconds / max(self.predicted(trial), 1e-6))
+        if result.state != "stopped":
+            clear(self._folder(attempt), state=True, artifacts=False)
+            self.known[key] = Known(result.state, result.metrics)
+            self._tell(attempt.suggestion)
+        self.screen.end(trial, result)
+        failed = self.states["failed"] + self.states["oom"]
+        most = 1 if self.policy["fail_fast"] else self.policy["max_failures"]
+        if result.state in ("failed", "oom") and most is not None and failed >= most:
+            self.screen.say(f"stopping: {failed} failed", style="red")
+            self.stop()
+
+    # ------------------------------------------------------------------- limits
+
+    def _in_time(self, trial: Trial) -> bool:
+        """Whether a trial would end within the time budget; if not, no more are started."""
+        budget = self.policy["time_budget"]
+        if budget is None:
+            return True
+        ratio = sum(self._ratio) / len(self._ratio) if self._ratio else 1.0
+        end = time.monotonic() - self.started + ratio * self.predicted(trial)
+        if end <= budget * 60:
+            return True
+        self.screen.say(f"executor.time_budget={budget}: {trial.label} would not end in time")
+        self.stopped = True
+        return False
+
+    def _check_times(self) -> None:
+        """End workers whose trial has taken too long; the others on them are run again."""
+        limit = self.policy["timeout"]
+        for key, attempt in list(self.attempts.items()):
+            if limit is None or key not in self.attempts:
+                continue
+            if time.monotonic() - attempt.began > limit * 60:
+                self._end_late(key, attempt, limit)
+
+    def _end_late(self, key: str, attempt: Attempt, limit: float) -> None:
+        assert attempt.worker is not None
+        for other in self.executor.kill(attempt.worker):
+            if other != key:
+                self.retry.append(self._done_with(other))
+        late = Result(
+            "failed",
+            error=f"not done after executor.timeout={limit:g} minutes",
+            failure="timeout",
+            folder=self._folder(attempt) / "artifacts",
+        )
+        self._done_with(key)
+        if not self._retry(attempt, late):
+            self._close(attempt, late)
+
+    def _look_elsewhere(self) -> None:
+        """See whether trials that another process claimed have ended, or were left by it."""
+        if not self.elsewhere or time.monotonic() - self._looked < ELSEWHERE_S or self.stopped:
+            return
+        self._looked = time.monotonic()
+        rows = self.record.rows(self.elsewhere)
+        for key, suggestion in list(self.elsewhere.items()):
+            state = rows.get(key, {}).get("lorasweep.state")
+            if state in ("done", "diverged", "pruned", "failed", "oom"):
+                del self.elsewhere[key]
+                self.known[key] = known_of(rows[key])
+                self._tell(suggestion)
+                self.screen.elsewhere(suggestion.trial, rows[key])
+            elif not self.attempts and not self.retry:
+                del self.elsewhere[key]  # perhaps its owner is gone: claim again
+                self.ready.append(suggestion)
+
+
+def known_of(row: Mapping[str, Any]) -> Known:
+    """Read a recorded row as a sampler needs it."""
+    metrics = {k: float(v) for k, v in row.items() if "/" in k and isinstance(v, int | float)}
+    return Known(row["lorasweep.state"], metrics)
+
+
 @contextmanager
-def _interruptible(screen: Screen) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) once ends the running trial after its step; twice ends at once."""
+def _signals(scheduler: Scheduler) -> Iterator[None]:
+    """Ctrl-C or SIGTERM once stops as asked; twice ends at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if screen.stopping:
+        if scheduler.stopped:
+            scheduler.killed = True
             raise KeyboardInterrupt
-        screen.stopping = True
-        screen.say("stopping after this step; once more ends at once", style="yellow")
+        scheduler.stop()
+        what = "save their state" if scheduler.executor.stopping else "end"
+        scheduler.screen.say(f"stopping: running trials {what}; once more ends now", style="yellow")
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -71,107 +541,3 @@ def _interruptible(screen: Screen) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def run(trials: Sequence[Trial], record: Record, command: str, output: Path) -> int:
-    """Run what is not done yet, in order, and record it.
-
-    Returns:
-        The exit code: 0 all done, 1 some trials failed, 130 stopped by the user.
-    """
-    states = record.states() if trials[0]["resume"] == "continue" else {}
-    todo = [t for t in trials if states.get(t.key) not in FINAL_STATES]
-    name, study = sweep_name(trials), str(trials[0]["name"])
-    screen = Screen(len(todo))
-    skipped = len(trials) - len(todo)
-    known = f", {skipped} already in the record" if skipped else ""
-    screen.say(f"study '{study}', sweep {name}: {len(trials)} trials{known}")
-    # Counted from the start of the process: imports are a part of what the user waits for.
-    clock = Clock(psutil.Process().create_time())
-    sweep = record.open_sweep(study, name, f"`{command}`")
-    with screen, _interruptible(screen):
-        try:
-            for trial in todo:
-                if screen.stopping:
-                    break
-                _one(trial, sweep, record, screen, output, clock)
-        except KeyboardInterrupt:
-            screen.stopping = True
-    return _finish(trials, record, sweep, screen, clock)
-
-
-def _one(
-    trial: Trial, sweep: str, record: Record, screen: Screen, output: Path, clock: Clock
-) -> None:
-    from lorasweep.engines import trainer
-
-    clock.mark("start")
-    run_id = record.open_trial(sweep, trial, str(trial["engine.name"]))
-    folder = output / trial.key
-    save_config(trial, folder)
-    screen.begin(trial)
-    clock.mark("record")
-    staging = folder / "artifacts"
-    result = Result("stopped", folder=staging)
-    try:
-        result = trainer.run(trial, staging, screen)
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:
-        # Whatever a trial raises is that trial's result; the others still run. The whole
-        # traceback goes to the trial's folder, its last line to the screen and the record.
-        (folder / "error.txt").write_text(traceback.format_exc())
-        reason = f"{type(error).__name__}: {error}"
-        result = Result("failed", error=reason.splitlines()[0], folder=staging)
-    finally:
-        clock.mark("trials", result.metrics)
-        staging.mkdir(parents=True, exist_ok=True)
-        save_config(trial, staging, hydra=False)
-        record.close_trial(run_id, result)
-        clock.mark("record")
-    screen.end(trial, result)
-
-
-def save_config(trial: Trial, folder: Path, *, hydra: bool = True) -> None:
-    """Write the resolved configuration: Hydra's ``.hydra/config.yaml``, or the artefact's file."""
-    import yaml
-
-    tree: dict[str, Any] = {}
-    for name, value in trial.config.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    file = folder / ".hydra" / "config.yaml" if hydra else folder / "config.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-
-
-def _finish(
-    trials: Sequence[Trial], record: Record, sweep: str, screen: Screen, clock: Clock
-) -> int:
-    """Close the sweep, show its table, and say how it ended."""
-    rows = record.rows([t.key for t in trials])
-    states = [row.get("lorasweep.state", "?") for row in rows.values()]
-    done = states.count("done")
-    totals = {
-        "sweep/trials": len(trials),
-        "sweep/done": done,
-        "sweep/seconds": clock.total(),
-        **{f"sweep/{part}_s": seconds for part, seconds in clock.parts.items()},
-    }
-    best = max((float(r.get("eval/accuracy", -1)) for r in rows.values()), default=-1.0)
-    if best >= 0:
-        totals["sweep/best_accuracy"] = best
-    record.close_sweep(sweep, totals, whole=not screen.stopping)
-    if rows:
-        screen.console.print(results(list(rows.values())))
-    failed = sum(s in ("failed", "oom", "diverged") for s in states)
-    screen.say(f"{done} of {len(trials)} trials done, {failed} failed, in {clock.total():.0f} s")
-    screen.say(f"seconds: {clock}")
-    screen.say("compare the runs with 'make ui', draw them with 'make figures'")
-    if screen.stopping:
-        screen.say("stopped; the same command goes on from here")
-        return errors.STOPPED
-    return errors.SOME_FAILED if failed else errors.DONE

@@ -2,25 +2,22 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from lorasweep.trial import Result, Trial
 
 PLAIN_WIDTH = 150  # columns when the output is no terminal: no line is cut at 80
 PLAIN_EVERY_S = 10.0  # and then a line so often tells that a long trial is alive
+SHOWN = 20  # trials under way that the live table lists
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -29,33 +26,48 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=None if terminal else PLAIN_WIDTH, highlight=False)
 
 
+@dataclass
+class _Row:
+    """A trial under way."""
+
+    label: str
+    worker: int
+    began: float = field(default_factory=time.monotonic)
+    trained: float | None = None  # when its first step was told
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    score: float | None = None
+    said: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> str:
+        """Time until its last step, by the steps so far."""
+        if self.trained is None or self.step < 2:
+            return "–"
+        return clock((time.monotonic() - self.trained) / (self.step - 1) * (self.total - self.step))
+
+
 class Screen:
-    """Progress of a sweep: live bars on a terminal, plain lines in a file. Is the trial's watch."""
+    """Progress of a sweep: a live table on a terminal, plain lines in a file."""
 
     def __init__(self, total: int) -> None:
-        self.stopping = False
         self.console = console()
-        self.live = self.console.is_terminal
-        self.total, self.index = total, 0
-        self.loss: float | None = None
-        self._said = 0.0
-        self._label = ""
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+        self.total, self.ended, self.failed = total, 0, 0
+        self.began = time.monotonic()
+        self.first: float | None = None  # when the first trial began, since the process did
+        self.rows: dict[str, _Row] = {}
+        self.gpus = Gpus()
+        self.live = Live(
+            get_renderable=self._picture,
             console=self.console,
-            disable=not self.live,
+            refresh_per_second=4,
+            transient=True,
         )
-        self._sweep = self.bars.add_task("trials", total=total, note="")
-        self._trial = self.bars.add_task("steps", total=None, note="", visible=False)
 
     def __enter__(self) -> Self:
-        self.bars.start()
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(
@@ -64,41 +76,132 @@ class Screen:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self.bars.stop()
+        if self.console.is_terminal:
+            self.live.stop()
 
-    def begin(self, trial: Trial) -> None:
-        """Say that a trial starts."""
-        self.index, self.loss, self._label = self.index + 1, None, trial.label
-        self._said = time.monotonic()
-        self.bars.reset(self._trial, total=None, visible=True, description=trial.label, note="load")
+    # ------------------------------------------------------------ what happens
 
-    def step(self, step: int, total: int, loss: float | None) -> None:
-        """Show how far the trial is (``Watch``)."""
-        self.loss = self.loss if loss is None else loss
-        note = "" if self.loss is None else f"loss {self.loss:.3f}"
-        self.bars.update(self._trial, completed=step, total=total, note=note)
-        if not self.live and time.monotonic() - self._said > PLAIN_EVERY_S:
-            self._said = time.monotonic()
-            self.console.print(f"        {self._label}: step {step}/{total} {note}")
+    def begin(self, trial: Trial, worker: int) -> None:
+        """A trial starts."""
+        if self.first is None:
+            self.first = time.time()
+        self.rows[trial.key] = _Row(trial.label, worker)
+
+    def step(self, key: str, step: int, total: int, loss: float | None) -> None:
+        """``step`` of ``total`` are done."""
+        row = self.rows[key]
+        row.trained = row.trained or time.monotonic()
+        row.step, row.total = step, total
+        row.loss = row.loss if loss is None else loss
+        if not self.console.is_terminal and time.monotonic() - row.said > PLAIN_EVERY_S:
+            row.said = time.monotonic()
+            note = "" if row.loss is None else f" loss {row.loss:.3f}"
+            self.say(f"        {row.label}: step {step}/{total}{note}")
+
+    def score(self, key: str, scores: Mapping[str, float]) -> None:
+        """An evaluation along the way."""
+        self.rows[key].score = scores.get("eval/accuracy")
 
     def end(self, trial: Trial, result: Result) -> None:
         """Say in a line what a trial gave, at once and with its error if it failed."""
-        self.bars.update(self._sweep, completed=self.index)
-        place = f"[{self.index:>{len(str(self.total))}}/{self.total}]"
-        line = f"{place} {trial.label}: "
-        if result.state == "done":
-            m = result.metrics
-            line += (
-                f"accuracy {m['eval/accuracy']:.3f}  F1 {m['eval/f1_macro']:.3f}  "
-                f"{m['time/total_s']:.1f} s  {_memory(m)}"
+        self.rows.pop(trial.key, None)
+        self.ended += result.state != "stopped"
+        self.failed += result.state in ("failed", "oom")
+        metrics: dict[str, Any] = {**result.metrics, "lorasweep.error": result.error}
+        self._line(trial, {**metrics, "lorasweep.state": result.state})
+
+    def again(self, trial: Trial, result: Result, change: str) -> None:
+        """A trial failed and will be tried again."""
+        self.rows.pop(trial.key, None)
+        how = f" with {change}" if change else ""
+        self.say(f"again{how}: {trial.label}: {result.error}", style="yellow")
+
+    def elsewhere(self, trial: Trial, row: Mapping[str, Any]) -> None:
+        """Another process has run a trial of this sweep."""
+        self.ended += 1
+        self._line(trial, row, note="  (run by another process)")
+
+    def _line(self, trial: Trial, row: Mapping[str, Any], note: str = "") -> None:
+        place = f"[{self.ended:>{len(str(self.total))}}/{self.total}]"
+        state = row["lorasweep.state"]
+        if state == "done":
+            seconds = float(row.get("time/total_s", row.get("time/pack_share_s", 0.0)))
+            text = (
+                f"accuracy {float(row.get('eval/accuracy', 0)):.3f}  "
+                f"F1 {float(row.get('eval/f1_macro', 0)):.3f}  {seconds:.1f} s  {_memory(row)}"
             )
         else:
-            line += f"{result.state} ({result.error or 'no more steps were run'})"
-        self.console.print(line, markup=False, style=None if result.state == "done" else "red")
+            text = f"{state} ({row.get('lorasweep.error') or 'no more steps were run'})"
+        style = {"done": None, "pruned": "dim", "stopped": "yellow"}.get(state, "red")
+        self.say(f"{place} {trial.label}: {text}{note}", style=style)
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Print a line above the bars."""
+        """Print a line above the table."""
         self.console.print(text, markup=False, style=style)
+
+    # ------------------------------------------------------------ the live table
+
+    def _picture(self) -> RenderableType:
+        table = Table(box=None, padding=(0, 1))
+        for name in ("trial", "worker", "state", "step", "loss", "score", "time", "left"):
+            table.add_column(name, justify="left" if name in ("trial", "state") else "right")
+        for row in list(self.rows.values())[:SHOWN]:
+            table.add_row(
+                row.label,
+                str(row.worker),
+                "loads" if row.trained is None else "trains" if row.step < row.total else "ends",
+                f"{row.step}/{row.total}" if row.total else "–",
+                "–" if row.loss is None else f"{row.loss:.3f}",
+                "–" if row.score is None else f"{row.score:.3f}",
+                clock(time.monotonic() - row.began),
+                row.left,
+            )
+        if len(self.rows) > SHOWN:
+            table.add_row(f"… and {len(self.rows) - SHOWN} more")
+        return Group(table, self._totals())
+
+    def _totals(self) -> RenderableType:
+        grid, spent = Table.grid(padding=(0, 1)), time.monotonic() - self.began
+        left = clock(spent / self.ended * (self.total - self.ended)) if self.ended else "–"
+        failed = f", {self.failed} failed" if self.failed else ""
+        bar = ProgressBar(total=max(1, self.total), completed=self.ended, width=30)
+        text = f"{self.ended}/{self.total} trials{failed}, {clock(spent)}, left about {left}"
+        grid.add_row(bar, Text(f"{text}  {self.gpus}"))
+        return grid
+
+
+class Gpus:
+    """Use of the GPUs, for the screen; nothing where there is none or no way to ask."""
+
+    def __init__(self) -> None:
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self.nvml = pynvml
+            count = pynvml.nvmlDeviceGetCount()
+            self.handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        except Exception:  # no library, no driver, no GPU: there is nothing to show
+            self.handles = []
+
+    def __str__(self) -> str:
+        """Return use and memory of each."""
+        shown = []
+        for number, handle in enumerate(self.handles):
+            use = self.nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+            memory = self.nvml.nvmlDeviceGetMemoryInfo(handle)
+            shown.append(f"GPU {number}: {use} % {memory.used / 2**30:.0f} GiB")
+        return "  ".join(shown)
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as 0:59 or 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# ------------------------------------------------------------------- the final table
 
 
 def _memory(metrics: Mapping[str, Any]) -> str:
@@ -108,9 +211,17 @@ def _memory(metrics: Mapping[str, Any]) -> str:
     return ""
 
 
-def results(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Table of trials by accuracy, best first; what did not end well comes last."""
-    table = Table(title="Trials by accuracy", title_justify="left")
+def results(
+    rows: Sequence[Mapping[str, Any]], by: str = "accuracy", front: Iterable[bool] = ()
+) -> Table:
+    """Table of trials in the order given.
+
+    Args:
+        rows: of the record.
+        by: what they are ordered by, for the title.
+        front: which of them lie on the Pareto front, where there are several objectives.
+    """
+    table = Table(title=f"Trials by {by}", title_justify="left")
     for name, justify in (
         ("model", "left"),
         ("method", "left"),
@@ -126,7 +237,8 @@ def results(rows: Sequence[Mapping[str, Any]]) -> Table:
         ("state", "left"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for row in sorted(rows, key=lambda r: -float(r.get("eval/accuracy", -1))):
+    marks = [*front] or [False] * len(rows)
+    for row, best in zip(rows, marks, strict=True):
         adapts = row["method.trains"] == "adapter"
         table.add_row(
             row["model.name"],
@@ -140,7 +252,7 @@ def results(rows: Sequence[Mapping[str, Any]]) -> Table:
             _number(row, "params/trainable", ",.0f"),
             _memory(row),
             _number(row, "time/train_s", ".1f"),
-            row.get("lorasweep.state", "?"),
+            row.get("lorasweep.state", "?") + (" ★" if best else ""),
         )
     return table
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
@@ -31,6 +31,8 @@ CONFIG_NAME = "config"
 # 1,2,3,4,5,6,7,8 for all others. Three values before the dots leave no doubt.
 GEOMETRIC_KEYS = ("lora.r", "lora.alpha", "train.learning_rate", "train.batch_size")
 ELLIPSIS = "..."
+# Whole numbers although their type is Any: a rank, and an alpha that is no multiple of it.
+WHOLE_KEYS = ("lora.r", "lora.alpha")
 
 
 # --------------------------------------------------------------------- progressions
@@ -69,7 +71,7 @@ def _steps(head: Sequence[float], bound: float, *, geometric: bool) -> list[floa
     return [_clean(v, whole) for v in values]
 
 
-def _multiple(element: Any) -> float | None:
+def multiple(element: Any) -> float | None:
     """``4r`` → 4, ``r`` → 1; None for anything else."""
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)?r", str(element).strip())
     if match is None:
@@ -93,7 +95,7 @@ def expand_ellipsis(name: str, elements: Sequence[Any]) -> list[Any]:
         raise ValueError(f"{typed}: '...' needs two values before it and a last one after it")
     part = [*elements[:at], elements[at + 1]]
     numbers = [v for v in part if isinstance(v, int | float) and not isinstance(v, bool)]
-    multiples = [m for m in map(_multiple, part) if m is not None]
+    multiples = [m for m in map(multiple, part) if m is not None]
     of_r = len(multiples) == len(part)
     if not of_r and len(numbers) != len(part):
         raise ValueError(f"{typed}: '...' continues numbers or multiples of r, and nothing else")
@@ -155,6 +157,7 @@ class Composer:
         self.loader = loader
         self.hydra_overrides = list(hydra_overrides)
         self._cache: dict[tuple[str, ...], Composed] = {}
+        self._options: dict[str, list[str]] = {}  # Hydra reads folders anew each time
 
     def groups(self) -> list[str]:
         """Names of the configuration groups that belong to lorasweep."""
@@ -163,7 +166,10 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """Names that a group can be set to."""
-        return sorted(self.loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+        if group not in self._options:
+            found = self.loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+            self._options[group] = sorted(found)
+        return self._options[group]
 
     def __call__(self, overrides: Sequence[str]) -> Composed:
         """Compose with these overrides.
@@ -200,11 +206,37 @@ def describe(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Numbers from ``low`` to ``high``, both included; ``of_r``: they are multiples of r."""
+
+    low: float
+    high: float
+    whole: bool
+    log: bool
+    of_r: bool = False
+
+    def value(self, number: float) -> Any:
+        """Return the setting that a number of the interval stands for."""
+        return f"{number:.6g}r" if self.of_r else number
+
+    def code(self, value: Any) -> float | None:
+        """Return the number that a setting stands for; None where it is not in the interval."""
+        number = multiple(value) if self.of_r else value
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return None
+        return number if self.low <= number <= self.high else None
+
+
+@dataclass(frozen=True)
 class Axis:
-    """Keys that advance together, and the values they take: one tuple a point."""
+    """Keys that advance together, and the values they take: one tuple a point.
+
+    The points of an interval are its two ends.
+    """
 
     keys: tuple[str, ...]
     points: tuple[tuple[Any, ...], ...]
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -234,15 +266,10 @@ def values_of(override: Override, composer: Composer) -> list[Any]:
     """Every value that a swept override stands for, in order.
 
     Raises:
-        ValueError: a progression that fits nothing, an interval, or an empty glob.
+        ValueError: a progression that fits nothing, or an empty glob.
     """
     name = override.key_or_group
     value = override.value()
-    if isinstance(value, IntervalSweep):
-        raise ValueError(
-            f"{name}={override.get_value_string()}: a grid cannot walk an interval; "
-            "give a list, a progression or range()"
-        )
     if override.is_range_sweep():
         return list(override.sweep_iterator())
     if isinstance(value, Glob):
@@ -252,6 +279,60 @@ def values_of(override: Override, composer: Composer) -> list[Any]:
         return list(names)
     assert isinstance(value, Sweep)
     return expand_ellipsis(name, [_element(v) for v in value.list])
+
+
+def interval_of(override: Override, composer: Composer, flat: Mapping[str, Any]) -> Interval:
+    """Read ``interval(low, high)``, with ``tag(log, …)`` or ``tag(r, …)`` around it or not.
+
+    Rank, alpha, learning rate and batch size are spread by their logarithm without being told.
+
+    Raises:
+        ValueError: the sampler cannot walk an interval, or the interval makes no sense.
+    """
+    name, value = override.key_or_group, override.value()
+    assert isinstance(value, IntervalSweep)
+    assert value.start is not None
+    assert value.end is not None
+    low, high, typed = value.start, value.end, f"{name}={override.get_value_string()}"
+    kinds = _types(name, flat)
+    if str(flat["sampler.name"]) in checks.LISTED_SAMPLERS:
+        others = ", ".join(s for s in checks.SAMPLERS if s not in checks.LISTED_SAMPLERS)
+        raise ValueError(
+            f"{typed}: sampler={flat['sampler.name']} cannot walk an interval; give a list, a "
+            f"progression or range(), or choose a sampler that can ({others})"
+        )
+    if name in composer.groups() or not kinds & {int, float}:
+        raise ValueError(f"{typed}: '{name}' is no number; give a list")
+    if name == "seed":
+        raise ValueError(f"{typed}: seeds are a list; every point is run once for each")
+    unknown = value.tags - {"log", "r"}
+    if unknown:
+        raise ValueError(f"{typed}: tag '{min(unknown)}' means nothing here (log, r)")
+    of_r = "r" in value.tags
+    if of_r and name != "lora.alpha":
+        raise ValueError(f"{typed}: only lora.alpha can be a multiple of r")
+    casted = isinstance(low, int) and isinstance(high, int)  # int(interval(…))
+    whole = casted or (float not in kinds and not of_r)
+    log = "log" in value.tags or name in GEOMETRIC_KEYS
+    if not low <= high:
+        raise ValueError(f"{typed}: the first number must not be above the second")
+    if whole and not (float(low).is_integer() and float(high).is_integer()):
+        raise ValueError(f"{typed}: the ends must be whole numbers")
+    if (log or name in WHOLE_KEYS) and low <= 0:
+        raise ValueError(f"{typed}: must begin above 0")
+    if whole:
+        low, high = int(low), int(high)
+    return Interval(low, high, whole, log, of_r)
+
+
+def _types(name: str, flat: Mapping[str, Any]) -> set[type]:
+    """Types that a setting can have: by the schema, or where that says Any by its value."""
+    if name in WHOLE_KEYS:
+        return {int}
+    kind: Any = checks.Root
+    for part in name.split("."):
+        kind = get_type_hints(kind).get(part) if hasattr(kind, "__annotations__") else None
+    return set(get_args(kind) or (kind,)) if kind else {type(flat.get(name))}
 
 
 def words(overrides: Iterable[Override], composer: Composer) -> dict[str, str]:
@@ -294,7 +375,10 @@ def _zips(spec: Sequence[Any]) -> list[list[str]]:
 
 
 def _axes(
-    lists: Mapping[str, list[Any]], zips: Sequence[Sequence[str]], problems: list[str]
+    lists: Mapping[str, list[Any]],
+    intervals: Mapping[str, Interval],
+    zips: Sequence[Sequence[str]],
+    problems: list[str],
 ) -> list[Axis]:
     """Join zipped keys; the order is that in which the first key of each axis was typed."""
     axes: list[Axis] = []
@@ -313,7 +397,12 @@ def _axes(
             sizes = ", ".join(f"{k} has {n}" for k, n in lengths.items())
             problems.append(f"sampler.zip: keys that advance together need equal lists ({sizes})")
             continue
-        axes.append(Axis(tuple(keys), tuple(zip(*(lists[k] for k in keys), strict=True))))
+        if len(keys) > 1 and intervals.keys() & keys:
+            name = next(k for k in keys if k in intervals)
+            problems.append(f"sampler.zip: '{name}' is an interval; only lists advance together")
+            continue
+        points = tuple(zip(*(lists[k] for k in keys), strict=True))
+        axes.append(Axis(tuple(keys), points, intervals.get(keys[0])))
     for name in itertools.chain.from_iterable(zips):
         if name not in lists:
             message = f"sampler.zip: '{name}' is not swept; give it a list of values"
@@ -333,18 +422,28 @@ def read(
     wrong = words(overrides, composer)
     problems += wrong.values()
     overrides = [o for o in overrides if o.input_line not in wrong]
-    lists: dict[str, list[Any]] = {}
-    for override in overrides:
-        if override.is_sweep_override():
-            try:
-                lists[override.key_or_group] = values_of(override, composer)
-            except ValueError as error:
-                problems.append(str(error))
     fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_hydra_override()]
     fixed = _without_refused(fixed, composer, problems)
     flat = composer(fixed_lines := tuple(str(o.input_line) for o in fixed)).flat
+    lists: dict[str, list[Any]] = {}
+    intervals: dict[str, Interval] = {}
+    for override in overrides:
+        name = override.key_or_group
+        if not override.is_sweep_override():
+            continue
+        if name.split(".")[0] in ("sampler", "pruner"):
+            problems.append(f"{override.input_line}: a sweep has one {name}; give one value")
+            continue
+        try:
+            if isinstance(override.value(), IntervalSweep):
+                intervals[name] = found = interval_of(override, composer, flat)
+                lists[name] = [found.value(found.low), found.value(found.high)]
+            else:
+                lists[name] = values_of(override, composer)
+        except ValueError as error:
+            problems.append(str(error))
     zips = [list(lists)] if flat["sampler.name"] == "zip" else _zips(flat["sampler.zip"])
-    return Space(fixed_lines, tuple(_axes(lists, zips, problems)))
+    return Space(fixed_lines, tuple(_axes(lists, intervals, zips, problems)))
 
 
 def _without_refused(
@@ -385,30 +484,43 @@ class _Converter:
         return self._seen[at]
 
 
-def _configs(space: Space, composer: Composer, problems: list[str]) -> Iterator[dict[str, Any]]:
-    groups, convert = set(composer.groups()), _Converter()
-    names = [k for axis in space.axes for k in axis.keys]
-    for points in itertools.product(*(axis.points for axis in space.axes)):
-        swept = dict(zip(names, itertools.chain.from_iterable(points), strict=True))
-        chosen = [f"{k}={v}" for k, v in swept.items() if k in groups]
-        values = {k: v for k, v in swept.items() if k not in groups}
+class Builder:
+    """Puts swept values into the fixed configuration, one trial at a time."""
+
+    def __init__(self, space: Space, composer: Composer) -> None:
+        self.fixed, self.composer = space.fixed, composer
+        self.groups = frozenset(composer.groups())
+        self._convert = _Converter()
+
+    def __call__(self, swept: Mapping[str, Any], problems: list[str]) -> dict[str, Any] | None:
+        """Return the flat configuration; None where it is refused, which ``problems`` explains."""
+        chosen = [f"{k}={v}" for k, v in swept.items() if k in self.groups]
+        values = {k: v for k, v in swept.items() if k not in self.groups}
         try:
-            composed = composer([*space.fixed, *chosen])
+            composed = self.composer([*self.fixed, *chosen])
             if composed.referenced.isdisjoint(values):
-                typed = {k: convert(composed.tree, k, v) for k, v in values.items()}
-                flat = {**composed.flat, **typed}
-            else:  # an interpolation reads a swept value: resolve anew
-                scratch = composed.tree.copy()
-                for name, value in values.items():
-                    OmegaConf.update(scratch, name, value, merge=False)
-                flat = plain(scratch)
+                typed = {k: self._convert(composed.tree, k, v) for k, v in values.items()}
+                return {**composed.flat, **typed}
+            # an interpolation reads a swept value: resolve anew
+            scratch = composed.tree.copy()
+            for name, value in values.items():
+                OmegaConf.update(scratch, name, value, merge=False)
+            return plain(scratch)
         except RequestError as error:
             problems += error.problems
-            continue
         except OmegaConfBaseException as error:
             problems.append(describe(error))
-            continue
-        yield flat
+        return None
+
+
+def _configs(space: Space, composer: Composer, problems: list[str]) -> Iterator[dict[str, Any]]:
+    build = Builder(space, composer)
+    names = [k for axis in space.axes for k in axis.keys]
+    for points in itertools.product(*(axis.points for axis in space.axes)):
+        values = itertools.chain.from_iterable(points)
+        flat = build(dict(zip(names, values, strict=True)), problems)
+        if flat is not None:
+            yield flat
 
 
 def finish(flat: dict[str, Any], problems: list[str]) -> Trial:

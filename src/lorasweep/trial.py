@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -12,6 +13,8 @@ State = Literal["done", "failed", "oom", "diverged", "pruned", "stopped"]
 STATES: tuple[State, ...] = ("done", "failed", "oom", "diverged", "pruned", "stopped")
 # A state that another run of the same command would not change.
 FINAL_STATES: tuple[State, ...] = ("done", "diverged", "pruned")
+# What a failure came from: an exception, a full disk, too long a time, the death of the process.
+Failure = Literal["crash", "oom", "disk", "timeout", "lost"]
 
 Config = Mapping[str, Any]
 
@@ -31,7 +34,7 @@ _NOT_IN_KEY = (
     "model.learning_rate",
     "model.precision",
 )
-_NOT_IN_KEY_GROUPS = ("engine", "sampler", "executor", "tracking")
+_NOT_IN_KEY_GROUPS = ("engine", "sampler", "pruner", "executor", "tracking")
 _ADAPTER_ONLY = ("lora.", "target.")
 _QUANT_ONLY = ("method.double_quant", "method.compute_dtype", "method.kbit_prepare")
 _UNTRAINED = ("train.precision", "train.max_length", "train.padding")
@@ -129,4 +132,6 @@ class Result:
     curve: list[tuple[str, int, float]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    failure: Failure | None = None
     folder: Path | None = None
+    at: float = field(default_factory=time.time)  # seconds since 1970

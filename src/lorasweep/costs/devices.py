@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 GIB = 2**30
+_IDLE_MIB = 1024  # what an idle GPU may hold: the driver, a desktop
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,42 @@ def present() -> Device:
         return recognise(name.strip(), float(mib) * 2**20)
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return cpu()
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that programs may use here, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    return [line[0] for line in _nvidia_smi("index")]
+
+
+def busy(gpus: Sequence[str]) -> list[str]:
+    """Complain about GPUs that hold other programs' memory."""
+    found = []
+    for gpu in gpus:
+        for (used,) in _nvidia_smi("memory.used", gpu):
+            if float(used) > _IDLE_MIB:
+                found.append(
+                    f"GPU {gpu}: others use {float(used) / 1024:.1f} GiB of it, so times and "
+                    "memory would not be the trials' own; run all the same with "
+                    "executor.shared_gpu=true"
+                )
+    return found
+
+
+def _nvidia_smi(query: str, gpu: str | None = None) -> list[list[str]]:
+    """Ask the driver; nothing where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    which = [] if gpu is None else ["-i", gpu]
+    command = [tool, *which, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
 
 
 def recognise(marketing: str, memory: float) -> Device:

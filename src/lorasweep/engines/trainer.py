@@ -4,19 +4,22 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+import peft
 import torch
 import transformers
 from torch import nn
+from transformers.trainer_utils import get_last_checkpoint
 
-from lorasweep import tasks
+from lorasweep import engines, tasks
 from lorasweep.engines import environment, memory
 from lorasweep.engines.base import Watch
 from lorasweep.models import adapters, load, source
@@ -33,32 +36,50 @@ class DivergedError(Exception):
     """The loss is no longer a number."""
 
 
-class _Reporter(transformers.TrainerCallback):
-    """Feeds the watch and the loss curve; ends training on NaN or when asked to."""
+_LOGGED = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "eval_eval/accuracy": "eval/accuracy_along",
+    "eval_loss": "eval/loss_along",
+}
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
-        self.curve: list[tuple[str, int, float]] = []
+
+class _Reporter(transformers.TrainerCallback):
+    """Feeds the watch; ends training on NaN, when the trial is pruned, or when asked to."""
+
+    def __init__(self, trial: Trial, watch: Watch) -> None:
+        self.trial, self.watch = trial, watch
+        self.stopped = self.pruned = False
+        self.scores: dict[str, float] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.watch.step(state.global_step, state.max_steps, None)
-        if self.watch.stopping:
-            control.should_training_stop = True
+        self.watch.step(self.trial, state.global_step, state.max_steps, None)
+        if self.watch.stopping and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            return  # its end is near: the last evaluation follows
+        self.scores = {k.removeprefix("eval_"): v for k, v in metrics.items() if "eval_eval/" in k}
+        self.scores["eval/loss"] = metrics["eval_loss"]
+        if self.watch.report(self.trial, state.global_step, self.scores):
+            self.pruned = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        logs = logs or {}
-        for theirs, ours in (
-            ("loss", "train/loss"),
-            ("grad_norm", "train/grad_norm"),
-            ("eval_eval/accuracy", "eval/accuracy_along"),
-            ("eval_loss", "eval/loss_along"),
-        ):
-            if theirs in logs:
-                self.curve.append((ours, state.global_step, float(logs[theirs])))
-        if "loss" in logs:
-            self.watch.step(state.global_step, state.max_steps, logs["loss"])
+        if logs and "loss" in logs:
+            self.watch.step(self.trial, state.global_step, state.max_steps, logs["loss"])
             if not math.isfinite(logs["loss"]):
                 raise DivergedError(f"the loss was {logs['loss']} at step {state.global_step}")
+
+
+def _curve(history: Sequence[dict[str, Any]]) -> list[tuple[str, int, float]]:
+    """Read the Trainer's log, which outlives an interruption."""
+    return [
+        (ours, int(entry["step"]), float(entry[theirs]))
+        for entry in history
+        for theirs, ours in _LOGGED.items()
+        if theirs in entry
+    ]
 
 
 @contextmanager
@@ -101,7 +122,6 @@ def _arguments(trial: Trial, scratch: Path, steps: int) -> transformers.Training
         save_strategy="steps" if train["patience"] else "no",
         save_steps=often or 500,
         save_total_limit=1,
-        save_only_model=True,  # an optimizer would be saved as a pickle
         load_best_model_at_end=bool(train["patience"]),
         metric_for_best_model="eval/accuracy" if train["patience"] else None,
         seed=trial["seed"],
@@ -131,11 +151,13 @@ def _scored(prediction: transformers.EvalPrediction) -> dict[str, float]:
 class _Session:
     """One trial under way: the model, its data and the Trainer that joins them."""
 
-    def __init__(self, trial: Trial, folder: Path, watch: Watch) -> None:
-        self.trial, self.folder, self.watch = trial, folder, watch
+    def __init__(self, trial: Trial, folder: Path, watch: Watch, bases: "_Bases") -> None:
+        self.trial, self.folder, self.watch, self.bases = trial, folder, watch, bases
+        self.state = folder.parent / "state"  # what a stopped trial goes on from
         self.metrics: dict[str, float] = {}
-        self.reporter = _Reporter(watch)
+        self.reporter = _Reporter(trial, watch)
         self.lineage: dict[str, Any] = {}
+        self.trainer: transformers.Trainer | None = None
 
     def load(self) -> None:
         trial, cache = self.trial, source.cache_home()
@@ -149,8 +171,9 @@ class _Session:
             data, task, tokenizer, identity, length, cache
         )
         pad = tokenizer.pad_token_id
-        model = load.base(trial, found.folder, data.labels, pad)
+        model = self.bases.get(trial, found.folder, data.labels, pad)
         self.model: nn.Module = adapters.prepare(trial, model)
+        self.labels = data.labels
         trainable, total = adapters.counts(self.model)
         self.metrics |= {"params/trainable": trainable, "params/total": total}
         self.lineage = {"model": found.lineage, "data": {**data.provenance, "sha256": data.digest}}
@@ -170,7 +193,7 @@ class _Session:
         steps = _steps(trial, len(self.train_set))
         trainer = transformers.Trainer(
             model=self.model,
-            args=_arguments(trial, self.folder / "checkpoints", steps),
+            args=_arguments(trial, self.state, steps),
             train_dataset=self.train_set,
             eval_dataset=self.eval_set.remove_columns("id"),
             data_collator=collate,
@@ -181,17 +204,28 @@ class _Session:
         return trainer
 
     def train(self) -> None:
+        assert self.trainer is not None
+        last = get_last_checkpoint(str(self.state)) if self.state.is_dir() else None
+        before = _Before.read(self.state) if last is not None else _Before()
         with _timed(self.metrics, "time/train_s"):
-            output = self.trainer.train()
-        seconds, state = self.metrics["time/train_s"], self.trainer.state
+            output = self.trainer.train(resume_from_checkpoint=last)
+        state = self.trainer.state
+        # After an interruption the Trainer counts losses and seconds anew.
+        losses = before.losses + float(output.training_loss) * state.global_step
+        seconds = before.seconds + self.metrics["time/train_s"]
+        if self.reporter.stopped:
+            _Before(losses, seconds).write(self.state)
         batch = self.trial["train.batch_size"] * self.trial["train.accumulation"]
         seen = min(state.global_step * batch, round(len(self.train_set) * state.epoch))
-        self.metrics["train/loss"] = float(output.training_loss)
+        self.metrics["time/train_s"] = seconds
+        self.metrics["train/loss"] = losses / max(1, state.global_step)
         self.metrics["train/steps"] = state.global_step
+        self.metrics["train/total_steps"] = state.max_steps
         self.metrics["speed/samples_per_s"] = seen / seconds
         self.metrics["speed/tokens_per_s"] = state.num_input_tokens_seen / seconds
 
     def evaluate(self) -> None:
+        assert self.trainer is not None
         # The Trainer shuffles evaluation by length too, which would part scores from item ids.
         self.trainer.args.train_sampling_strategy = "sequential"
         with _timed(self.metrics, "time/eval_s"):
@@ -217,42 +251,103 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def run(trial: Trial, folder: Path, watch: Watch) -> Result:
-    """Train and evaluate one trial alone, with peak memory and times of its own."""
-    _quiet()
-    memory.reset()
-    folder.mkdir(parents=True, exist_ok=True)
-    session, result = _Session(trial, folder, watch), Result("done", folder=folder)
-    started = time.perf_counter()
-    try:
-        _stages(session)
-        if watch.stopping:
-            result.state = "stopped"
-        elif not adapters.moved(session.model):
-            result.state, result.error = (
-                "failed",
-                "training left lora_B at zero: nothing was learnt",
-            )
-    except DivergedError as error:
-        result.state, result.error = "diverged", str(error)
-    except torch.cuda.OutOfMemoryError as error:
-        result.state, result.error = "oom", str(error).splitlines()[0]
-    result.metrics = {**session.metrics, **memory.peaks()}
-    result.metrics["time/total_s"] = time.perf_counter() - started
-    result.curve = session.reporter.curve
-    result.environment = {**environment.describe(), **session.lineage}
-    return result
+@dataclass
+class _Before:
+    """What a trial had come to when it was stopped, beyond the Trainer's own checkpoint."""
+
+    losses: float = 0.0  # summed over the steps
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Before":
+        return cls(**json.loads((folder / "before.json").read_text()))
+
+    def write(self, folder: Path) -> None:
+        (folder / "before.json").write_text(json.dumps(asdict(self)))
 
 
-def _stages(session: _Session) -> None:
-    trial = session.trial
+class _Bases:
+    """Keeps the last frozen base, for the next trial on it."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Hashable, transformers.PreTrainedModel] | None = None
+
+    def get(
+        self, trial: Trial, folder: Path, labels: list[str], pad: int
+    ) -> transformers.PreTrainedModel:
+        """Return the base of a trial, with a fresh head, and let go of it until ``keep``."""
+        identity, kept, self.kept = _identity(trial, labels), self.kept, None
+        if kept is None or kept[0] != identity:
+            kept = None  # frees it before the next is loaded
+            return load.base(trial, folder, labels, pad)
+        model = kept[1]
+        load.redraw(adapters.head_of(model), trial["seed"], model.config)
+        return model
+
+    def keep(self, trial: Trial, labels: list[str], model: nn.Module) -> None:
+        """Take back the base of a trial that has ended; only adapters leave it as it was."""
+        if isinstance(model, peft.PeftModel):
+            self.kept = _identity(trial, labels), adapters.strip(model)
+
+
+def _identity(trial: Trial, labels: list[str]) -> Hashable:
+    """Everything that a loaded base depends on."""
+    names = [n for n in trial.config if n.startswith(("model.", "method."))]
+    settings = [*sorted(names), "train.precision", "train.checkpointing"]
+    return tuple((n, str(trial[n])) for n in settings), tuple(labels)
+
+
+class TrainerEngine:
+    """Trains and evaluates one trial alone, with peak memory and times of its own."""
+
+    def __init__(self) -> None:
+        _quiet()
+        self.bases = _Bases()
+
+    def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
+        """Run trials one after another (``Engine``)."""
+        for trial in trials:
+            watch.end(trial, self._one(trial, folder(trial), watch))
+
+    def _one(self, trial: Trial, folder: Path, watch: Watch) -> Result:
+        memory.reset()
+        folder.mkdir(parents=True, exist_ok=True)
+        session = _Session(trial, folder, watch, self.bases)
+        started = time.perf_counter()
+        try:
+            result = _stages(session)
+        except DivergedError as error:
+            result = Result("diverged", error=str(error))
+        except torch.cuda.OutOfMemoryError as error:
+            result = Result("oom", error=str(error).splitlines()[0])
+        except Exception as error:
+            result = engines.failure(error, folder)
+        result.metrics = {**session.metrics, **memory.peaks()}
+        result.metrics["time/total_s"] = time.perf_counter() - started
+        if session.trainer is not None:
+            result.curve = _curve(session.trainer.state.log_history)
+        result.environment = {**environment.describe(), **session.lineage}
+        result.folder = folder
+        if result.state in ("done", "pruned", "stopped"):
+            self.bases.keep(trial, session.labels, session.model)
+        return result
+
+
+def _stages(session: _Session) -> Result:
+    trial, reporter = session.trial, session.reporter
     with _timed(session.metrics, "time/load_s"):
         session.load()
     if trial["method.trains"] is not None:
         session.train()
-    if session.watch.stopping:
-        return
+    if reporter.pruned:
+        session.metrics |= reporter.scores
+        return Result("pruned", error=f"at step {session.metrics['train/steps']:.0f}")
+    if reporter.stopped:
+        return Result("stopped")
     session.evaluate()
     if trial["engine.save_adapter"] and trial.adapts:
         size = adapters.save(session.model, session.folder / "adapter")
         session.metrics["adapter/bytes"] = size
+    if not adapters.moved(session.model):
+        return Result("failed", error="training left lora_B at zero: nothing was learnt")
+    return Result("done")

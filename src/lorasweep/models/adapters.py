@@ -97,6 +97,18 @@ def prepare(trial: Trial, model: transformers.PreTrainedModel) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
+def head_of(model: nn.Module) -> nn.Module:
+    """Return the classification head of a base."""
+    return model.get_submodule(roles.head_of(model.config.model_type))
+
+
+def strip(model: peft.PeftModel) -> transformers.PreTrainedModel:
+    """Return the base as it was before ``prepare``, but for its head's numbers."""
+    base = model.unload()
+    _replace(base, roles.head_of(base.config.model_type), None)
+    return base
+
+
 def counts(model: nn.Module) -> tuple[int, int]:
     """Return trainable and total parameters; a 4-bit weight counts as what it stands for."""
     if isinstance(model, peft.PeftModel):

@@ -89,11 +89,11 @@ class Pack:
     def run(self) -> None:
         """Train until every trial has ended, or all are stopped."""
         while self.active:
+            self._evaluate_along()
+            self._close_trained()
             if self.watch.stopping:
                 self._stop()
                 return
-            self._evaluate_along()
-            self._close_trained()
             for group in self._groups():
                 losses = self._guarded(group, self._gradients)
                 for member, loss in zip(group, losses or (), strict=losses is not None):
@@ -179,12 +179,16 @@ class Pack:
             verdicts = self._guarded(due, self._judged)
             for member, verdict in zip(due, verdicts or (), strict=verdicts is not None):
                 member.evaluated(verdict.metrics)
-                member.pruned = self.watch.report(member.trial, member.step, verdict.metrics)
+                # At its last step a trial is as good as done, and no longer compared.
+                if member.step < member.total:
+                    report = self.watch.report(member.trial, member.step, verdict.metrics)
+                    member.pruned = verdict.metrics if report else None
 
     def _close_trained(self) -> None:
         while trained := [m for m in self.active if m.trained]:
             for member in [m for m in trained if m.pruned]:
-                self._leave(member, Result("pruned"))
+                scores = dict(member.pruned or {})
+                self._leave(member, Result("pruned", scores, error=f"at step {member.step}"))
             whole = [m for m in trained if not m.pruned]
             for member in whole:
                 member.take_best()

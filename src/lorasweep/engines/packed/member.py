@@ -41,7 +41,7 @@ class Member:
         curve: (metric, step, value) along the training.
         loss: sum of the losses since the last log, on the device, shape ().
         share: seconds of the pack that this trial has used.
-        pruned: whether it was ended for its scores along the way.
+        pruned: the scores along the way that it was ended for.
     """
 
     def __init__(self, trial: Trial, folder: Path, adapter: Adapter, lengths: Ints) -> None:
@@ -56,7 +56,7 @@ class Member:
         self.summed = 0.0  # losses up to the last log
         self.share = 0.0
         self.texts = self.tokens = 0
-        self.pruned = False
+        self.pruned: Mapping[str, float] | None = None
         self.best: tuple[float, torch.Tensor] | None = None
         self.without_better = 0
         self._longest = lengths
@@ -122,7 +122,7 @@ class Member:
         """Whether training is over."""
         patience = self.train["patience"]
         out_of_patience = bool(patience) and self.without_better >= patience
-        return self.step >= self.total or self.pruned or out_of_patience
+        return self.step >= self.total or self.pruned is not None or out_of_patience
 
     @property
     def at_evaluation(self) -> bool:
@@ -166,8 +166,9 @@ class Member:
             "time/pack_share_s": self.share,
         }
         if self.step:
-            found["train/steps"] = self.step
-            found["train/loss"] = (self.summed + float(self.loss)) / self.step
+            found["train/steps"], found["train/total_steps"] = self.step, self.total
+            loss = (self.summed + float(self.loss)) / self.step
+            found |= {"train/loss": loss} if math.isfinite(loss) else {}
         if self.share:
             found["speed/pack_samples_per_s"] = self.texts / self.share
             found["speed/pack_tokens_per_s"] = self.tokens / self.share

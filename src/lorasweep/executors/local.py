@@ -1,0 +1,158 @@
+"""Worker processes on this machine: one a GPU, or as many as asked for on the CPU."""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from lorasweep.executors import worker
+from lorasweep.executors.base import Handler, Job
+
+_QUIT_S = 5.0  # how long a worker may take to leave
+# Each starts from nothing: no memory, no CUDA state and no locks of the controller's.
+_FRESH = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    keys: set[str] = field(default_factory=set)  # of the trials on it
+    ready: bool = False  # its engine is loaded and has nothing to do
+
+
+class Local:
+    """Workers that each keep one device, started when there is work for them."""
+
+    def __init__(self, places: Sequence[Mapping[str, str]], target: str, logs: Path) -> None:
+        """Prepare workers.
+
+        Args:
+            places: for each worker the environment that gives it its device and threads.
+            target: the engine to load while a worker starts.
+            logs: folder for what workers print outside of trials.
+        """
+        self.places, self.target, self.logs = places, target, logs
+        self.stopping = False
+        self._told = False
+        self._workers: dict[int, _Worker] = {}
+
+    def start(self, handler: Handler) -> None:
+        """Start the workers; they load their libraries while the controller goes on."""
+        self.handler = handler
+        for number in range(len(self.places)):
+            self._spawn(number)
+
+    def _spawn(self, number: int) -> None:
+        ours, theirs = _FRESH.Pipe()
+        log = self.logs / f"worker_{number}.log"
+        process = _FRESH.Process(
+            target=worker.main, args=(theirs, self.target, log), name=f"lorasweep-{number}"
+        )
+        with _environment(self.places[number]):
+            process.start()
+        theirs.close()  # or its end would never be seen
+        self._workers[number] = _Worker(process, ours)
+
+    def idle(self) -> list[int]:
+        """Workers without trials; one that was lost is started anew."""
+        for number in range(len(self.places)):
+            if number not in self._workers and not self.stopping:
+                self._spawn(number)
+        return [n for n, w in sorted(self._workers.items()) if w.ready and not w.keys]
+
+    def submit(self, worker: int, pack: Sequence[Job]) -> None:
+        """Send the pack to the worker."""
+        found = self._workers[worker]
+        found.keys, found.ready = {job.key for job in pack}, False
+        self._send(worker, ("pack", list(pack)))
+
+    def _send(self, number: int, message: tuple[str, object]) -> None:
+        # One that is dead is found by `poll`, which says what was lost.
+        with contextlib.suppress(OSError):
+            self._workers[number].pipe.send(message)
+
+    def poll(self, seconds: float) -> None:
+        """Take what the workers say."""
+        if self.stopping and not self._told:
+            self._told = True
+            for number in self._workers:
+                self._send(number, ("stop", None))
+        pipes = {w.pipe: n for n, w in self._workers.items()}
+        for pipe in wait(list(pipes), seconds):
+            assert isinstance(pipe, Connection)
+            self._hear(pipes[pipe], pipe)
+
+    def _hear(self, number: int, pipe: Connection) -> None:
+        """Take all that waits in a pipe, or note that nobody is at its other end."""
+        try:
+            while pipe.poll():
+                self._take(number, pipe.recv())
+        except (EOFError, OSError):
+            self._lost(number)
+
+    def _take(self, number: int, message: tuple[object, ...]) -> None:
+        found = self._workers[number]
+        match message:
+            case ("idle",):
+                found.ready = True
+            case ("step", str(key), int(step), int(total), loss):
+                self.handler.on_step(key, step, total, loss)  # type: ignore[arg-type]
+            case ("report", str(key), int(step), int(total), dict(scores)):
+                prune = self.handler.on_report(key, step, total, scores)
+                self._send(number, ("answer", prune))
+            case ("end", str(key), result):
+                found.keys.discard(key)
+                self.handler.on_end(key, result)  # type: ignore[arg-type]
+            case ("next",):
+                job = self.handler.on_next(number)
+                if job is not None:
+                    found.keys.add(job.key)
+                self._send(number, ("answer", job))
+
+    def _lost(self, number: int) -> None:
+        keys, code = self._forget(number)
+        reason = f"the worker process ended by itself (exit code {code})"
+        self.handler.on_lost(number, keys, reason)
+
+    def _forget(self, number: int) -> tuple[list[str], int | None]:
+        found = self._workers.pop(number)
+        found.pipe.close()
+        found.process.join(5)
+        return sorted(found.keys), found.process.exitcode
+
+    def kill(self, worker: int) -> list[str]:
+        """End a worker at once; it is replaced. Returns the keys of the trials it had."""
+        self._workers[worker].process.kill()
+        return self._forget(worker)[0]
+
+    def close(self) -> None:
+        """End all workers: those that have nothing to do may leave by themselves."""
+        for number, found in self._workers.items():
+            if found.keys or not found.ready:
+                found.process.kill()
+            else:
+                self._send(number, ("quit", None))
+        for found in self._workers.values():
+            found.process.join(_QUIT_S)
+            found.process.kill()
+            found.process.join()
+            found.pipe.close()
+        self._workers.clear()
+
+
+@contextmanager
+def _environment(extra: Mapping[str, str]) -> Iterator[None]:
+    """Change the environment that child processes are born with."""
+    before = dict(os.environ)
+    os.environ.update(extra)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,30 @@
+"""A trial's own folder: its configuration, what it saves while it runs, and its artefacts."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lorasweep.trial import Trial
+
+
+def clear(folder: Path, *, state: bool, artifacts: bool = True) -> None:
+    """Remove what an earlier attempt left: its artefacts, and if asked what it would go on from."""
+    if artifacts:
+        shutil.rmtree(folder / "artifacts", ignore_errors=True)
+    if state:
+        shutil.rmtree(folder / "state", ignore_errors=True)
+
+
+def save_config(trial: Trial, file: Path) -> None:
+    """Write a trial's resolved configuration."""
+    import yaml
+
+    tree: dict[str, Any] = {}
+    for name, value in trial.config.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,274 @@
+"""A sweep from its record to its last table: brings sampler, executor and record together."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lorasweep import errors, plan, pruning
+from lorasweep.app import Request
+from lorasweep.costs import devices
+from lorasweep.errors import RecordError, RequestError
+from lorasweep.executors.base import Executor
+from lorasweep.executors.inline import Inline
+from lorasweep.executors.local import Local
+from lorasweep.outbox import Outbox
+from lorasweep.record import Record
+from lorasweep.samplers import Past, Sampler, objectives
+from lorasweep.scheduler import Known, Scheduler, known_of
+from lorasweep.screen import Screen, results
+from lorasweep.trial import FINAL_STATES, State, Trial
+
+MOST_CPU_WORKERS = 4
+_LIBRARIES = 1.0 * 2**30  # bytes that a worker holds besides its trial: torch and its kind
+_RAM_SHARE = 0.6
+
+
+def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: bool) -> int:
+    """Run a sweep.
+
+    Args:
+        request: what was asked for.
+        trials: of a list, those to run; of a search, its extremes.
+        found: the plan of the request's trials.
+        inline: run in this process rather than in workers.
+
+    Returns:
+        The exit code: 0 all done, 1 some trials failed, 130 stopped by the user or a limit.
+
+    Raises:
+        RecordError: the record or the disk cannot be used.
+    """
+    settings = request.settings
+    output = Path(str(settings["output_dir"]))
+    record = Record(str(settings["tracking.uri"]), output / "artifacts")
+    study, sampler = str(settings["name"]), request.sampler(trials)
+    folder = output / study
+    Outbox(record).collect(folder.glob("*"))
+    command = " ".join(["python", *sys.argv])
+    sweep = record.open_sweep(study, sampler.identity, f"`{command}`")
+    _join(record, sweep, sampler)
+    known = _known(record, str(settings["resume"]))
+    if sampler.remembers:
+        sampler.restore(_past(record, sweep))
+    done = sum(t.key in known for t in trials) if request.search is None else len(known)
+    screen = Screen(sampler.total - (done if request.search is None else 0))
+    heard = f", {done} already in the record" if done and request.search is None else ""
+    screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
+    executor = (
+        Inline() if inline else _local(settings, found, sampler.total, output / study / "workers")
+    )
+    scheduler = Scheduler(
+        sampler=sampler,
+        pruner=_pruner(record, settings, request),
+        record=record,
+        executor=executor,
+        screen=screen,
+        sweep=sweep,
+        settings=settings,
+        output=folder,
+        known=known,
+        predicted=_predictor(found),
+    )
+    with screen:
+        if any(t.key not in known for t in trials) or request.search is not None:
+            scheduler.run()
+        else:
+            scheduler.keys = dict.fromkeys(t.key for t in trials)
+    return _Ending(request, record, sweep, sampler, scheduler, executor).close()
+
+
+def _join(record: Record, sweep: str, sampler: Sampler) -> None:
+    """Take part in a sweep.
+
+    Raises:
+        RecordError: a search is under way in another process: two would suggest the same.
+    """
+    others = record.working_on(sweep)
+    if others and sampler.remembers:
+        raise RecordError(
+            f"this search is being run by another process ({', '.join(sorted(others))}); "
+            "wait for it, or start another one with a different sampler.seed"
+        )
+    record.join(sweep)
+
+
+def _known(record: Record, resume: str) -> dict[str, Known]:
+    """Trials that need not be run, as the user wishes to resume."""
+    if resume == "fresh":
+        return {}
+    final: tuple[State, ...] = FINAL_STATES
+    if resume == "only_missing":
+        final = (*final, "failed", "oom")
+    found: dict[str, Known] = {}
+    for row in record.all():
+        key, state = row["lorasweep.key"], row.get("lorasweep.state")
+        if state in final and (key not in found or state == "done"):
+            found[key] = known_of(row)
+    return found
+
+
+def _past(record: Record, sweep: str) -> list[Past]:
+    """What a search has suggested so far, and how that ended."""
+    suggested = record.past(sweep)
+    rows = record.rows(s["key"] for s in suggested.values())
+    return [
+        Past(
+            number,
+            suggestion["values"],
+            known.state if known is not None else None,
+            known.metrics if known is not None else {},
+        )
+        for number, suggestion in sorted(suggested.items())
+        for known in [known_of(rows[suggestion["key"]]) if suggestion["key"] in rows else None]
+    ]
+
+
+def _pruner(record: Record, settings: Trial, request: Request) -> pruning.Pruner | None:
+    """Return what ends trials early, with the curves of earlier ones."""
+    if settings["pruner.name"] == "none":
+        return None
+    pruner = pruning.make(settings.config, request.objectives)
+    curves = {}
+    for row in record.all():
+        if row.get("lorasweep.state") and row.get("train/steps"):
+            total = int(row.get("train/total_steps", row["train/steps"]))
+            points = record.curve(row["run_id"], "eval/accuracy_along")
+            curves[row["lorasweep.key"]] = [
+                pruning.Report(step, total, {"eval/accuracy": value}) for step, value in points
+            ]
+    pruner.restore(curves)
+    return pruner
+
+
+def _predictor(found: plan.Plan) -> Any:
+    """Seconds of a trial by the plan; of one that was not planned, those of the longest."""
+    seconds = {p.trial.key: p.seconds.total for p in found.trials}
+    longest = max(seconds.values(), default=0.0)
+    return lambda trial: seconds.get(trial.key, longest)
+
+
+def _local(settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:
+    """Workers: one a GPU, or as many as the cores and the memory of this machine allow.
+
+    Raises:
+        RequestError: a GPU is in use by others.
+    """
+    gpus, asked = devices.visible_gpus(), settings["executor.workers"]
+    target = str(settings["engine.target"])
+    if gpus:
+        if not settings["executor.shared_gpu"]:
+            problems = devices.busy(gpus)
+            if problems:
+                raise RequestError(problems)
+        chosen = [gpus[i % len(gpus)] for i in range(asked or len(gpus))]
+        return Local([{"CUDA_VISIBLE_DEVICES": gpu} for gpu in chosen[:total]], target, logs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    each = max((p.memory.footprint for p in found.trials), default=0.0) + _LIBRARIES
+    room = max(1, int(_RAM_SHARE * psutil.virtual_memory().available / each))
+    workers = asked or min(cores, MOST_CPU_WORKERS, room)
+    workers = min(workers, total)
+    threads = str(max(1, cores // workers))
+    return Local([{"OMP_NUM_THREADS": threads}] * workers, target, logs)
+
+
+class _Ending:
+    """What is written and said when a sweep ends."""
+
+    def __init__(
+        self,
+        request: Request,
+        record: Record,
+        sweep: str,
+        sampler: Sampler,
+        scheduler: Scheduler,
+        executor: Executor,
+    ) -> None:
+        self.request, self.record, self.sweep = request, record, sweep
+        self.sampler, self.scheduler, self.executor = sampler, scheduler, executor
+
+    def close(self) -> int:
+        """Close the sweep, show its table, and say how it ended. Returns the exit code."""
+        scheduler, say = self.scheduler, self.scheduler.screen.say
+        if scheduler.outbox.waiting:
+            say(f"{len(scheduler.outbox.waiting)} results wait on disk for the record; the same")
+            say("command writes them")
+        if scheduler.error is not None:
+            raise RecordError(f"{scheduler.error}; the same command goes on when that is mended")
+        rows = self._ordered(self.record.rows(scheduler.keys))
+        front = self._front(rows)
+        states = [str(row["lorasweep.state"]) for row in rows]
+        self._write(rows, states)
+        if rows:
+            by = ", ".join(o.name for o in self.request.objectives)
+            say_table = results(rows, by, front)
+            scheduler.screen.console.print(say_table)
+        failed = sum(s in ("failed", "oom", "diverged") for s in states)
+        total, seconds = self.sampler.total, _age()
+        done = states.count("done")
+        say(f"{done} of {total} trials done, {failed} failed, in {seconds:.0f} s")
+        if scheduler.use.first is not None:
+            say(self._seconds())
+        say("compare the runs with 'make ui', draw them with 'make figures'")
+        if scheduler.stopped:
+            say("stopped; the same command goes on from here")
+            return errors.STOPPED
+        return errors.SOME_FAILED if failed else errors.DONE
+
+    def _ordered(self, rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Best first by the first objective; what has no value comes last."""
+        first = self.request.objectives[0]
+        return sorted(rows.values(), key=first.loss)
+
+    def _front(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """Mark the Pareto front, where there are several objectives."""
+        aims = self.request.objectives
+        if len(aims) < 2:
+            return [False] * len(rows)
+        done = [row["lorasweep.state"] == "done" for row in rows]
+        points = [objectives.losses(row, aims) for row, ok in zip(rows, done, strict=True) if ok]
+        marks = iter(objectives.front(points))
+        found = [ok and next(marks) for ok in done]
+        names = ",".join(o.name for o in aims)
+        for row, best in zip(rows, found, strict=True):
+            self.record.mark(row["run_id"], "lorasweep.front", names if best else "")
+        return found
+
+    def _write(self, rows: Sequence[Mapping[str, Any]], states: Sequence[str]) -> None:
+        use = self.scheduler.use
+        totals = {
+            "sweep/trials": self.sampler.total,
+            "sweep/done": states.count("done"),
+            "sweep/seconds": _age(),
+            **{f"sweep/{part}_s": seconds for part, seconds in use.parts.items()},
+        }
+        if use.first is not None:
+            totals["sweep/idle_share"] = use.idle_share(self._workers())
+        best = [float(row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
+        if best:
+            totals["sweep/best_accuracy"] = max(best)
+        self.record.leave(self.sweep)
+        self.record.close_sweep(self.sweep, totals, whole=not self.scheduler.stopped)
+
+    def _workers(self) -> int:
+        return len(self.executor.places) if isinstance(self.executor, Local) else 1
+
+    def _seconds(self) -> str:
+        use, workers = self.scheduler.use, self._workers()
+        assert use.first is not None
+        start = use.first - psutil.Process().create_time()
+        plural = f"{workers} workers" if workers > 1 else "1 worker"
+        return (
+            f"seconds: start {start:.1f}; {plural}, {100 * use.idle_share(workers):.0f} % idle; "
+            f"over all of them {use}"
+        )
+
+
+def _age() -> float:
+    """Seconds since the start of the process: imports are a part of what the user waits for."""
+    return time.time() - psutil.Process().create_time()

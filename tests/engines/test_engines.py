@@ -1,0 +1,212 @@
+"""What every engine does, and that the packed one gives the reference's numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from lorasweep.engines.base import Engine
+from lorasweep.engines.packed.engine import PackedEngine
+from lorasweep.engines.trainer import TrainerEngine
+from lorasweep.models import load, source
+from lorasweep.trial import Result, Trial
+from tests.engines.conftest import Make, Watch, place, run
+
+BOTH = pytest.mark.parametrize("engine", [TrainerEngine, PackedEngine])
+
+
+def curve(result: Result, name: str) -> dict[int, float]:
+    return {step: value for metric, step, value in result.curve if metric == name}
+
+
+@BOTH
+def test_a_trial_from_its_first_step_to_its_artefacts(
+    engine: type[Engine], make: Make, tmp_path: Path
+) -> None:
+    (trial,) = make("model=tiny_bert", "train.max_steps=20", "train.eval_every=8", "seed=1")
+    watch = run(engine(), [trial], tmp_path)
+    result = watch.results[trial.key]
+    assert result.state == "done", result.error
+    assert max(step for _, step in watch.steps) == 20
+    assert list(curve(result, "train/loss")) == list(range(1, 21))
+    assert list(curve(result, "eval/accuracy_along")) == [8, 16, 20]
+    assert result.metrics["train/steps"] == 20
+    predictions = pd.read_parquet(place(tmp_path)(trial) / "predictions.parquet")
+    assert list(predictions.columns) == ["id", "gold", "predicted", "scores"]
+    right = (predictions["gold"] == predictions["predicted"]).mean()
+    assert right == pytest.approx(result.metrics["eval/accuracy"])
+    assert right > 0.5, "three classes that letters tell apart"
+    assert result.environment["data"]["sha256"]
+
+
+@BOTH
+def test_divergence_pruning_and_failure_are_results(
+    engine: type[Engine], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["model=tiny_llama", "train.max_steps=8", "train.eval_every=2"]
+    (wild,) = make(*common, "train.learning_rate=1e30")
+    (pruned,) = make(*common, "seed=1")
+    watch = Watch()
+    watch.prune = lambda trial, step: trial.key == pruned.key and step == 4
+    runner = engine()
+    run(runner, [wild], tmp_path, watch)
+    run(runner, [pruned], tmp_path, watch)
+    assert watch.results[wild.key].state == "diverged"
+    assert "nan" in str(watch.results[wild.key].error)
+    assert watch.results[pruned.key].state == "pruned"
+    assert watch.results[pruned.key].metrics["train/steps"] == 4
+    assert 0 <= watch.results[pruned.key].metrics["eval/accuracy"] <= 1
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such weights")
+
+    monkeypatch.setattr(load, "base", broken)
+    (failing,) = make(*common, "seed=2")
+    run(engine(), [failing], tmp_path, watch)
+    assert watch.results[failing.key].state == "failed"
+    assert "no such weights" in str(watch.results[failing.key].error)
+
+
+@pytest.mark.parametrize(
+    ("engine", "order"),
+    # Resuming within an epoch, the Trainer draws another order of texts of like length.
+    [(TrainerEngine, "random"), (PackedEngine, "random"), (PackedEngine, "by_length")],
+)
+def test_a_stopped_trial_goes_on_and_ends_as_if_never_stopped(
+    engine: type[Engine], order: str, make: Make, tmp_path: Path
+) -> None:
+    (trial,) = make(
+        "model=tiny_bert", "train.max_steps=30", "lora.dropout=0.1", "train.batch_size=16",
+        f"train.order={order}",
+    )  # fmt: skip
+    whole = run(engine(), [trial], tmp_path / "whole").results[trial.key]
+    watch = Watch()
+    watch.stop_after = 13  # in the third epoch
+    first = run(engine(), [trial], tmp_path / "parts", watch).results[trial.key]
+    assert first.state == "stopped"
+    second = run(engine(), [trial], tmp_path / "parts").results[trial.key]
+    assert second.state == "done", second.error
+    weights = [
+        load_file(place(tmp_path / run)(trial) / "adapter" / "adapter_model.safetensors")
+        for run in ("whole", "parts")
+    ]
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    assert second.curve == whole.curve
+    assert second.metrics["train/loss"] == pytest.approx(whole.metrics["train/loss"])
+
+
+REFERENCE: dict[str, list[str]] = {
+    "plain": [],
+    "dropout": ["lora.dropout=0.1"],
+    "qlora": ["method=qlora"],
+    "qlora, dropout": ["method=qlora", "lora.dropout=0.1", "engine.nf4_cache=off"],
+}
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
+@pytest.mark.parametrize("settings", REFERENCE.values(), ids=REFERENCE.keys())
+def test_alone_in_a_pack_a_trial_gives_the_references_curve(
+    model: str, settings: list[str], make: Make, tmp_path: Path
+) -> None:
+    (trial,) = make(
+        f"model={model}", "engine=packed", "train.max_steps=50", "train.learning_rate=2e-3",
+        "seed=3", *settings,
+    )  # fmt: skip
+    assert_alike(trial, tmp_path)
+
+
+OTHERS: dict[str, list[str]] = {
+    "accumulation": ["model=tiny_llama", "train.accumulation=2", "train.batch_size=5"],
+    "random order, whole epochs": ["model=tiny_bert", "train.order=random", "train.epochs=2.5"],
+    "trained head with an update": [
+        "model=tiny_llama", "target=all_linear_head", "lora.dropout=0.1",
+        "train.padding=max_length", "train.epochs=2",
+    ],
+    "decay and schedule": [
+        "model=tiny_bert", "train.weight_decay=0.1", "train.schedule=cosine", "train.epochs=2",
+        "train.optimizer=adamw_torch", "train.max_grad_norm=0.0", "target=qv",
+    ],
+    "early stopping": [
+        "model=tiny_bert", "train.eval_every=2", "train.patience=2", "train.epochs=3",
+        "train.learning_rate=1e-4",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", OTHERS.values(), ids=OTHERS.keys())
+def test_settings_mean_what_they_mean_to_the_reference(
+    settings: list[str], make: Make, tmp_path: Path
+) -> None:
+    (trial,) = make("engine=packed", *settings)
+    assert_alike(trial, tmp_path)
+
+
+def assert_alike(trial: Trial, root: Path) -> None:
+    """Compare the engines: losses within 1e-5, relative, and the same last evaluation."""
+    theirs = run(TrainerEngine(), [trial], root / "reference").results[trial.key]
+    ours = run(PackedEngine(), [trial], root / "packed").results[trial.key]
+    assert (ours.state, ours.error) == ("done", None)
+    names = {name for name, _, _ in theirs.curve}
+    for name in names:
+        expected, found = curve(theirs, name), curve(ours, name)
+        assert list(found) == list(expected)
+        np.testing.assert_allclose(
+            list(found.values()), list(expected.values()), rtol=1e-5, err_msg=name
+        )
+    same = ("eval/accuracy", "eval/f1_macro", "params/trainable", "params/total", "adapter/bytes")
+    assert [ours.metrics[n] for n in same] == [theirs.metrics[n] for n in same]
+    assert ours.metrics["train/steps"] == theirs.metrics["train/steps"]
+    assert ours.metrics["eval/loss"] == pytest.approx(theirs.metrics["eval/loss"], rel=1e-5)
+    files = [place(root / run)(trial) / "predictions.parquet" for run in ("reference", "packed")]
+    reference, packed = (pd.read_parquet(file) for file in files)
+    assert list(reference["id"]) == list(packed["id"])
+    np.testing.assert_allclose(
+        np.stack(packed["scores"]), np.stack(reference["scores"]), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
+def test_stock_peft_reads_the_adapter_and_gives_the_same_scores(
+    model: str, make: Make, tmp_path: Path
+) -> None:
+    trials = make(
+        f"model={model}", "engine=packed", "train.max_steps=10", "target=attention,all_linear_head"
+    )
+    run(PackedEngine(), trials, tmp_path)
+    for trial in trials:
+        folder = place(tmp_path)(trial)
+        scores = stock_scores(trial, folder / "adapter")
+        predictions = pd.read_parquet(folder / "predictions.parquet")
+        np.testing.assert_allclose(
+            np.stack(predictions["scores"])[: len(scores)], scores, rtol=1e-4, atol=1e-5
+        )
+
+
+def stock_scores(trial: Trial, adapter: Path) -> np.ndarray[Any, Any]:
+    """Scores of the first evaluation texts, with transformers and PEFT alone."""
+    found = source.locate(source.settings(trial), source.cache_home())
+    told = json.loads((adapter / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == str(found.folder)
+    tokenizer = load.tokenizer(found.folder)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        found.folder, num_labels=3, pad_token_id=tokenizer.pad_token_id
+    )
+    model = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
+    file = pd.read_csv(str(trial["task.eval_file"]))
+    texts = dict(enumerate(file["text"]))
+    predictions = pd.read_parquet(adapter.parent / "predictions.parquet")
+    rows = [int(str(name).rpartition(":")[2]) for name in predictions["id"][:16]]
+    batch = tokenizer(
+        [texts[row] for row in rows], padding=True, truncation=True, max_length=48,
+        return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        scores: np.ndarray[Any, Any] = model(**batch).logits.numpy()
+    return scores

@@ -1,0 +1,188 @@
+"""A trial in a pack is the trial alone: its neighbours leave no trace."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorasweep.engines.packed.base import Base
+from lorasweep.engines.packed.compat import base_of, problems
+from lorasweep.engines.packed.engine import PackedEngine
+from lorasweep.engines.packed.layout import Pass
+from lorasweep.trial import Trial
+from tests.engines.conftest import Make, Watch, place, run
+
+# The greatest difference that sharing products made in the cases below was 2e-6.
+FAST = {"rtol": 1e-3, "atol": 2e-5}
+
+
+def weights(trial: Trial, root: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(place(root)(trial) / "adapter" / "adapter_model.safetensors"))
+
+
+def mixed(make: Make, model: str, exactness: str) -> tuple[list[Trial], list[Trial], Trial]:
+    """Eight trials with next to nothing in common: seven, one that joins late, the one that fails."""
+    of = [f"model={model}", "engine=packed", f"engine.exactness={exactness}", "train.epochs=1"]
+    settings: list[list[str]] = [
+        ["lora.r=1", "lora.alpha=4"],
+        ["lora.r=2", "target=attention", "train.learning_rate=1e-3", "seed=1"],
+        ["lora.r=16", "target=qv", "lora.dropout=0.1", "seed=2", "train.order=random"],
+        ["lora.r=64", "target=all_linear_head", "lora.dropout=0.3", "train.schedule=cosine"],
+        ["train.learning_rate=1e30", "seed=4"],
+        ["train.max_steps=3", "seed=5", "train.weight_decay=0.1", "train.warmup=0.5"],
+        ["train.batch_size=5", "train.accumulation=2", "seed=6", "train.eval_every=4"],
+    ]
+    trials = [make(*of, *one)[0] for one in settings]
+    late = make(*of, "seed=7", "lora.r=3", "train.epochs=1.5")
+    return trials, late, trials[4]
+
+
+@pytest.mark.parametrize("exactness", ["strict", "fast"])
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
+def test_each_trial_of_a_mixed_pack_ends_as_alone(
+    model: str, exactness: str, make: Make, tmp_path: Path
+) -> None:
+    trials, late, wild = mixed(make, model, exactness)
+    together = run(PackedEngine(), trials, tmp_path / "pack", Watch(more=late))
+    engine, alone = PackedEngine(), Watch()
+    for trial in [*trials, *late]:
+        run(engine, [trial], tmp_path / "alone", alone)
+    states = {key: result.state for key, result in together.results.items()}
+    assert states == {t.key: "diverged" if t is wild else "done" for t in [*trials, *late]}
+    for trial in [*trials, *late]:
+        a, b = alone.results[trial.key], together.results[trial.key]
+        assert a.state == b.state
+        if exactness == "strict":
+            assert repr(a.curve) == repr(b.curve), trial.label  # repr: nan is equal to nan
+        if trial is wild:
+            continue
+        first, second = weights(trial, tmp_path / "alone"), weights(trial, tmp_path / "pack")
+        assert first.keys() == second.keys()
+        for name in first:
+            if exactness == "strict":
+                assert torch.equal(first[name], second[name]), (trial.label, name)
+            else:
+                torch.testing.assert_close(first[name], second[name], **FAST)
+
+
+def test_the_late_one_joins_while_others_train(make: Make, tmp_path: Path) -> None:
+    short, long, late = make(
+        "model=tiny_bert", "engine=packed", "sampler.zip=[train.max_steps,seed]",
+        "train.max_steps=2,12,5", "seed=0,1,2",
+    )  # fmt: skip
+    watch = run(PackedEngine(), [short, long], tmp_path, Watch(more=[late]))
+    told = [key for key, _ in watch.steps]
+    assert told.index(late.key) > told.index(long.key)
+    assert told[-1] == long.key, "the long one trains past the end of the late one"
+
+
+def test_an_oom_splits_the_pack_and_loses_nothing(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = make("model=tiny_bert", "engine=packed", "train.max_steps=6", "seed=0,1,2,3,4")
+    whole = run(PackedEngine(), trials, tmp_path / "whole")
+    passes, scores = [0], Base.scores
+
+    def small(self: Base, now: Pass) -> list[torch.Tensor]:
+        passes[0] += 1
+        if len(now.lanes) > 2 and passes[0] > 3:  # memory runs out in the fourth step
+            scores(self, now)
+            raise torch.OutOfMemoryError("too many")
+        return scores(self, now)
+
+    monkeypatch.setattr(Base, "scores", small)
+    split = run(PackedEngine(), trials, tmp_path / "split")
+    for trial in trials:
+        assert split.results[trial.key].state == "done"
+        assert split.results[trial.key].metrics["train/steps"] == 6
+        for name, expected in weights(trial, tmp_path / "whole").items():
+            torch.testing.assert_close(weights(trial, tmp_path / "split")[name], expected, **FAST)
+    assert whole.results.keys() == split.results.keys()
+
+
+def test_a_trial_that_does_not_fit_alone_is_an_oom(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = make(
+        "model=tiny_bert", "engine=packed", "train.max_steps=2", "lora.r=4,8", "lora.alpha=8"
+    )
+
+    def choosy(self: Base, now: Pass) -> list[torch.Tensor]:
+        if any(lane.adapter.rank == 8 for lane in now.lanes):
+            raise torch.OutOfMemoryError("too large")
+        return scores(self, now)
+
+    scores = Base.scores
+    monkeypatch.setattr(Base, "scores", choosy)
+    watch = run(PackedEngine(), [small, large], tmp_path)
+    states = [watch.results[t.key].state for t in (small, large)]
+    assert states == ["done", "oom"]
+
+
+def test_a_stopped_pack_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:
+    trials = make(
+        "model=tiny_bert", "engine=packed", "engine.exactness=strict", "train.max_steps=10",
+        "train.eval_every=3", "train.patience=3", "lora.dropout=0.1", "seed=0,1,2",
+    )  # fmt: skip
+    whole = run(PackedEngine(), trials, tmp_path / "whole")
+    watch = Watch()
+    watch.stop_after = 4
+    run(PackedEngine(), trials, tmp_path / "parts", watch)
+    assert {r.state for r in watch.results.values()} == {"stopped"}
+    after = run(PackedEngine(), trials[::-1], tmp_path / "parts")
+    for trial in trials:
+        assert after.results[trial.key].curve == whole.results[trial.key].curve
+        for name, expected in weights(trial, tmp_path / "whole").items():
+            assert torch.equal(weights(trial, tmp_path / "parts")[name], expected)
+        assert not (place(tmp_path / "parts")(trial).parent / "state").exists()
+
+
+def test_dequantised_once_or_each_time_is_the_same(make: Make, tmp_path: Path) -> None:
+    kept, each = make(
+        "model=tiny_llama", "engine=packed", "method=qlora", "train.max_steps=5",
+        "engine.nf4_cache=auto,off",
+    )  # fmt: skip
+    run(PackedEngine(), [kept], tmp_path / "kept")
+    run(PackedEngine(), [each], tmp_path / "each")
+    for name, expected in weights(kept, tmp_path / "kept").items():
+        assert torch.equal(weights(each, tmp_path / "each")[name], expected)
+
+
+def test_time_and_memory_of_a_pack_have_names_of_their_own(make: Make, tmp_path: Path) -> None:
+    trials = make("model=tiny_bert", "engine=packed", "train.max_steps=4", "seed=0,1")
+    watch = run(PackedEngine(), trials, tmp_path)
+    for result in watch.results.values():
+        assert result.metrics["time/pack_share_s"] > 0
+        assert result.metrics["memory/pack_peak_rss_gib"] > 0
+        fair = {"time/train_s", "time/eval_s", "time/total_s", "memory/peak_rss_gib"}
+        assert not fair & result.metrics.keys(), "kept for trials that ran alone"
+
+
+REFUSED: dict[str, tuple[Sequence[str], str]] = {
+    "no adapter": (["method=fft"], "method=fft"),
+    "int8": (["method=qlora", "method.quant=int8"], "int8"),
+    "optimizer": (["train.optimizer=sgd"], "sgd"),
+    "fp16": (["train.precision=fp16"], "fp16"),
+    "checkpointing": (["train.checkpointing=true"], "checkpointing"),
+}
+
+
+@pytest.mark.parametrize(("settings", "word"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_packed_is_said(settings: Sequence[str], word: str, make: Make) -> None:
+    (trial,) = make("model=tiny_llama", "engine=packed", *settings)
+    assert word in str(problems(trial))
+
+
+def test_packs_form_on_one_base(make: Make) -> None:
+    alike = make(
+        "model=tiny_llama", "engine=packed", "lora.r=1,2", "lora.dropout=0,0.1", "seed=0,1",
+        "target=attention,mlp", "train.learning_rate=1e-3,1e-4", "train.batch_size=4,8",
+    )  # fmt: skip
+    assert {problems(t) for t in alike} == {None}
+    assert len({base_of(t) for t in alike}) == 1
+    unlike = make(
+        "engine=packed", "model=tiny_llama,tiny_bert", "method=lora,qlora", "train.max_length=32,48"
+    )
+    assert len({base_of(t) for t in unlike}) == len(unlike) == 8
