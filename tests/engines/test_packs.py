@@ -23,7 +23,7 @@ def weights(trial: Trial, root: Path) -> dict[str, torch.Tensor]:
 
 
 def mixed(make: Make, model: str, exactness: str) -> tuple[list[Trial], list[Trial], Trial]:
-    """Eight trials with next to nothing in common: seven, one that joins late, the one that fails."""
+    """Eight trials with little in common: seven, one that joins late, and which one fails."""
     of = [f"model={model}", "engine=packed", f"engine.exactness={exactness}", "train.epochs=1"]
     settings: list[list[str]] = [
         ["lora.r=1", "lora.alpha=4"],
@@ -140,10 +140,8 @@ def test_a_stopped_pack_goes_on_where_it_was(make: Make, tmp_path: Path) -> None
 
 
 def test_dequantised_once_or_each_time_is_the_same(make: Make, tmp_path: Path) -> None:
-    kept, each = make(
-        "model=tiny_llama", "engine=packed", "method=qlora", "train.max_steps=5",
-        "engine.nf4_cache=auto,off",
-    )  # fmt: skip
+    of = ["model=tiny_llama", "engine=packed", "method=qlora", "train.max_steps=5"]
+    (kept,), (each,) = (make(*of, f"engine.nf4_cache={word}") for word in ("auto", "off"))
     run(PackedEngine(), [kept], tmp_path / "kept")
     run(PackedEngine(), [each], tmp_path / "each")
     for name, expected in weights(kept, tmp_path / "kept").items():
