@@ -111,17 +111,15 @@ def test_zipped_lists_advance_together(composer: Composer) -> None:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_restart_changes_nothing(composer: Composer, name: str, aims: str) -> None:
     typed = (f"sampler={name}", f"sampler.objectives={aims}", *SPACE)
-    count = 14 if name == "gp" else 26
+    count = 9 if name == "gp" else 26  # a Gaussian process takes a second each
     past: list[Past] = []
     whole = run(search(composer, *typed), count, past)
-    assert len({s.trial.key for s in whole}) > count / 2
-    for at in (0, 1, 5, 9, count - 1):
+    assert len({s.trial.key for s in whole}) == count
+    for at in (0, 1, 5, count - 1):
         again = search(composer, *typed)
         again.restore(past[:at])
-        assert (
-            chosen(run(again, 3 if name == "gp" else 100)[: count - at])
-            == chosen(whole[at : at + 3] if name == "gp" else whole[at:])[: count - at]
-        )
+        more = 2 if name == "gp" else count
+        assert chosen(run(again, min(more, count - at))) == chosen(whole[at : at + more])
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
@@ -208,10 +206,11 @@ def test_suggestions_stay_in_the_space(composer: Composer, name: str) -> None:
     typed = (
         f"sampler={name}", "method=lora,qlora", "lora.r=interval(3,100)",
         "lora.alpha=tag(r,interval(0.5,8))", "lora.dropout=interval(0,0.3)",
-        "train.batch_size=4,8,32", "'train.max_length=range(16,65,16)'", "train.schedule=cosine,linear",
+        "train.batch_size=4,8,32", "train.max_length=range(16,65,16)",
+        "train.schedule=cosine,linear",
     )  # fmt: skip
-    found = run(search(composer, *(t.strip("'") for t in typed)), 12)
-    assert len({s.trial.key for s in found}) == 12
+    found = run(search(composer, *typed), 8)
+    assert len({s.trial.key for s in found}) == 8
     for one in found:
         trial = one.trial
         assert type(trial["lora.r"]) is int
@@ -244,7 +243,7 @@ def test_even_points_are_even(composer: Composer) -> None:
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_base_without_adapter_gets_no_rank(composer: Composer, name: str) -> None:
-    found = run(search(composer, f"sampler={name}", *CONDITIONAL), 16)
+    found = run(search(composer, f"sampler={name}", *CONDITIONAL), 8)
     assert {s.trial["method.name"] for s in found} == {"base", "fft", "lora"}
     for one in found:
         expected = {"method", "lora.r", "target"} if one.trial.adapts else {"method"}
@@ -284,7 +283,7 @@ def test_each_point_is_run_once_a_seed_and_told_the_mean(composer: Composer) -> 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2"])
 def test_a_search_finds_the_better_half(composer: Composer, name: str) -> None:
-    count = 24 if name == "gp" else 40
+    count = 16 if name == "gp" else 40
     found = run(search(composer, f"sampler={name}", *SPACE), count)
     accuracies = [score(s.trial)[1].get("eval/accuracy", 0.0) for s in found]
     assert sum(accuracies[-8:]) > sum(accuracies[:8])
@@ -299,8 +298,8 @@ def test_nothing_that_happens_ends_the_search(
 ) -> None:
     """Every third trial is all right; one says it is done and measured no number."""
     typed = (f"sampler={name}", f"sampler.objectives={aims}", *SPACE)
-    sampler = search(composer, *typed, "sampler.trials=12")
-    for n in range(12):
+    sampler = search(composer, *typed, "sampler.trials=8")
+    for n in range(8):
         one = sampler.ask()
         assert one is not None
         if n % 3:

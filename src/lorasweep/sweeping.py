@@ -172,7 +172,7 @@ def _local(settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:
     each = max((p.memory.footprint for p in found.trials), default=0.0) + _LIBRARIES
     room = max(1, int(_RAM_SHARE * psutil.virtual_memory().available / each))
     workers = asked or min(cores, MOST_CPU_WORKERS, room)
-    workers = min(workers, total)
+    workers = max(1, min(workers, total))
     threads = str(max(1, cores // workers))
     return Local([{"OMP_NUM_THREADS": threads}] * workers, target, logs)
 
