@@ -44,6 +44,14 @@ def everyone(key: str) -> str:
     return ""
 
 
+def task_of(config: Mapping[str, Any]) -> str:
+    """Name the cohort of a trial's task: scores on different data do not compare.
+
+    Takes a trial's settings, or its row in the record, where they are text.
+    """
+    return " ".join(f"{k}={config[k]}" for k in sorted(config) if k.startswith("task."))
+
+
 def _scored(scores: Mapping[str, float], objectives: Sequence[Objective]) -> Losses:
     return losses({k.removesuffix(_ALONG): v for k, v in scores.items()}, objectives)
 
