@@ -20,13 +20,14 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import sqlalchemy
 from filelock import FileLock
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import RequestException
 
 from lorasweep import leases
 from lorasweep.errors import RecordError
+from lorasweep.tables import Tables
 from lorasweep.trial import FINAL_STATES, Result, State, Trial
 
 _PARENT = "mlflow.parentRunId"
@@ -81,6 +82,7 @@ class Record:
         """
         self.uri, self.artifacts = absolute(uri), artifacts.resolve()
         self._places: dict[str, str] = {}  # run → where its artefacts lie
+        self._experiments: dict[str, Experiment] = {}  # by study
         self._others: tuple[float, frozenset[str]] = (0.0, frozenset())
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -92,6 +94,7 @@ class Record:
                 _prepare_sqlite(Path(self.uri.removeprefix("sqlite:///")))
             self.client = MlflowClient(self.uri, self.uri)
             self.client.search_experiments(max_results=1)
+        self._tables = Tables.of(self.client)
 
     # ------------------------------------------------------------------ reading
 
@@ -226,10 +229,8 @@ class Record:
             if careful and not self._wins(run, trial.key, again=again):
                 self.client.delete_run(run)
                 return None
-            params = [Param(k, _text(v)) for k, v in trial.config.items()]
-            tags = [RunTag("lorasweep.claim", "held")] if careful else []
-            for chunk in _chunks(params, _BATCH):
-                self.client.log_batch(run, params=chunk, tags=tags)
+            if careful:
+                self.client.set_tag(run, "lorasweep.claim", "held")
             return run
 
     def _create(self, sweep: str, trial: Trial, engine: str, claim: str) -> str:
@@ -244,10 +245,17 @@ class Record:
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": "lorasweep",
         }
+        params = {k: _text(v) for k, v in trial.config.items()}
         experiment = self._experiment(str(trial["name"]))
-        run = self.client.create_run(experiment, tags=tags, run_name=trial.label)
-        self._places[run.info.run_id] = run.info.artifact_uri
-        return str(run.info.run_id)
+        if self._tables is not None:
+            run, place = self._tables.create(experiment, trial.label, tags, params)
+        else:
+            info = self.client.create_run(experiment.experiment_id, tags=tags, run_name=trial.label)
+            run, place = info.info.run_id, info.info.artifact_uri
+            for chunk in _chunks([Param(k, v) for k, v in params.items()], _BATCH):
+                self.client.log_batch(run, params=chunk)
+        self._places[run] = place
+        return str(run)
 
     def _wins(self, run: str, key: str, *, again: bool) -> bool:
         while True:
@@ -269,7 +277,7 @@ class Record:
     def open_sweep(self, study: str, name: str, description: str) -> str:
         """Return the run of a sweep, the one of an earlier call where there is one."""
         with _sentences(self.uri):
-            experiment = self._experiment(study)
+            experiment = self._experiment(study).experiment_id
             query = f"tags.`lorasweep.sweep` = '{name}'"
             before = self.client.search_runs([experiment], query, max_results=1)
             if before:
@@ -280,15 +288,19 @@ class Record:
             made = self.client.create_run(experiment, run_name=f"sweep {name}", tags=tags)
             return str(made.info.run_id)
 
-    def _experiment(self, study: str) -> str:
+    def _experiment(self, study: str) -> Experiment:
+        if study in self._experiments:
+            return self._experiments[study]
         found = self.client.get_experiment_by_name(study)
-        if found is not None:
-            return str(found.experiment_id)
-        local = self.uri.startswith("sqlite:///")
-        place = (self.artifacts / study).as_uri() if local else None
-        # opens the UI on the table of runs, not on its tools for chat applications
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(self.client.create_experiment(study, artifact_location=place, tags=tags))
+        if found is None:
+            local = self.uri.startswith("sqlite:///")
+            place = (self.artifacts / study).as_uri() if local else None
+            # opens the UI on the table of runs, not on its tools for chat applications
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            made = self.client.create_experiment(study, artifact_location=place, tags=tags)
+            found = self.client.get_experiment(made)
+        self._experiments[study] = found
+        return found
 
     def suggest(self, sweep: str, number: int, suggestion: Mapping[str, Any]) -> None:
         """Keep what a sampler suggested, so that it can go on from there after a restart."""
@@ -318,12 +330,16 @@ class Record:
             tags = {"lorasweep.state": result.state, **_summary(result), **extra}
             if result.folder is not None:
                 self._store(run, result.folder, result.environment)
+            status = _RUN_STATUS.get(result.state, "FAILED")
+            if self._tables is not None:
+                self._tables.close(run, status, metrics, tags)
+                return
             *full, last = _chunks(metrics, _METRICS_BATCH)
             for chunk in full:
                 self.client.log_batch(run, metrics=chunk)
             # The state comes with the last numbers: a trial that has one has all of them.
             self.client.log_batch(run, metrics=last, tags=[RunTag(k, v) for k, v in tags.items()])
-            self.client.set_terminated(run, _RUN_STATUS.get(result.state, "FAILED"))
+            self.client.set_terminated(run, status)
 
     def _store(self, run: str, folder: Path, environment: Mapping[str, Any]) -> None:
         """Move a trial's artefacts into the store; on one disk that copies nothing."""
@@ -419,6 +435,9 @@ def read(uri: str) -> list[dict[str, Any]]:
     with _sentences(uri):
         client = MlflowClient(uri, uri)
         names = {e.experiment_id: e.name for e in client.search_experiments(ViewType.ACTIVE_ONLY)}
+        tables = Tables.of(client)
+        if tables is not None:
+            return tables.read(names)
         return [
             {
                 **{k: v for k, v in run.data.tags.items() if k.startswith("lorasweep.")},

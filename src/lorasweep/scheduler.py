@@ -361,8 +361,8 @@ class Scheduler:
     def _job(self, attempt: Attempt) -> Job:
         folder = self._folder(attempt)
         clear(folder, state=self.again and not attempt.failures)
-        save_config(attempt.trial, folder / ".hydra" / "config.yaml")
-        save_config(attempt.trial, folder / "artifacts" / "config.yaml")
+        places = folder / ".hydra", folder / "artifacts"
+        save_config(attempt.trial, *(place / "config.yaml" for place in places))
         return Job(attempt.trial.key, attempt.job, folder)
 
     def _folder(self, attempt: Attempt) -> Path:
