@@ -27,7 +27,7 @@ from lorasweep.samplers.objectives import Losses
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-_ATTEMPTS = 2  # to have a sampler that insists on a known point change its mind
+_ATTEMPTS = 1  # to have a sampler that insists on a known point change its mind
 
 
 def _distribution(d: Dimension) -> BaseDistribution:

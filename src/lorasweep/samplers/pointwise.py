@@ -24,7 +24,7 @@ from lorasweep.trial import Config, State, Trial, relevant
 # Results, and bad ones: without them a sampler would come back to the same place for ever.
 _BAD: tuple[State, ...] = ("diverged", "oom")
 
-_ATTEMPTS = 8  # to find a point that is not there yet
+_ATTEMPTS = 32  # to find a point that is not there yet
 
 
 def _text(values: Mapping[str, Any]) -> str:
