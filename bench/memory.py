@@ -79,15 +79,15 @@ METHODS = (
 )
 
 
-def cells(method: Method, ranks: list[int]) -> Iterator[Cell]:
+def cells(method: Method, ranks: list[int], checkpointing: list[bool]) -> Iterator[Cell]:
     """Cells of one method, by rank: the whole grid for the main three, a corner for the rest."""
     sizes = [(8, 128), (8, 512), (32, 128), (32, 512)] if method.full_grid else [(8, 128), (8, 512)]
     if not method.adapter:
         ranks = [0]
     elif not method.full_grid:
         ranks = ranks[:1]
-    for rank, checkpointing, (batch, length) in itertools.product(ranks, (False, True), sizes):
-        yield Cell(rank, checkpointing, batch, length)
+    for rank, again, (batch, length) in itertools.product(ranks, checkpointing, sizes):
+        yield Cell(rank, again, batch, length)
 
 
 def build(shape: dict[str, Any], weights: str, device: torch.device) -> Any:
@@ -345,7 +345,9 @@ class Bench:
         """All cells of one method on its base; adapter and optimizer are built once a rank."""
         prepare(base, method)
         ranks = [int(rank) for rank in self.options.ranks.split(",")]
-        for rank, group in itertools.groupby(cells(method, ranks), key=lambda cell: cell.rank):
+        again = [word == "on" for word in self.options.checkpointing.split(",")]
+        wanted = cells(method, ranks, again)
+        for rank, group in itertools.groupby(wanted, key=lambda cell: cell.rank):
             model = adapt(base, rank, self.device) if rank else base.requires_grad_(True)
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(trained, lr=1e-5)
@@ -381,6 +383,7 @@ def main() -> None:
     parser.add_argument("--models", default="smollm2_135m,llama3_2_1b,llama3_8b")
     parser.add_argument("--methods", default=",".join(method.name for method in METHODS))
     parser.add_argument("--ranks", default="8,512")
+    parser.add_argument("--checkpointing", default="off,on")
     parser.add_argument("--out", type=Path, default=Path("results/memory.csv"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--warmup", type=int, default=2)
