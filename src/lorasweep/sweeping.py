@@ -1,9 +1,10 @@
 """A sweep from its record to its last table: brings sampler, executor and record together."""
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lorasweep.record import Record
 from lorasweep.samplers import Past, Sampler, objectives
 from lorasweep.scheduler import Known, Scheduler, known_of
 from lorasweep.screen import Screen, results
-from lorasweep.trial import FINAL_STATES, State, Trial
+from lorasweep.signals import Signals
+from lorasweep.trial import FINAL_STATES, Trial
 
 MOST_CPU_WORKERS = 4
 _LIBRARIES = 1.0 * 2**30  # bytes that a worker holds besides its trial: torch and its kind
@@ -38,111 +40,129 @@ def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: 
         inline: run in this process rather than in workers.
 
     Returns:
-        The exit code: 0 all done, 1 some trials failed, 130 stopped by the user or a limit.
+        The exit code: 0 all done, 1 some trials failed, 130 stopped by the user or a limit of
+        time.
 
     Raises:
         RecordError: the record or the disk cannot be used.
     """
     settings = request.settings
     output = Path(str(settings["output_dir"]))
-    record = Record(str(settings["tracking.uri"]), output / "artifacts")
-    study, sampler = str(settings["name"]), request.sampler(trials)
-    folder = output / study
-    Outbox(record).collect(folder.glob("*"))
-    command = " ".join(["python", *sys.argv])
-    sweep = record.open_sweep(study, sampler.identity, f"`{command}`")
-    _join(record, sweep, sampler)
-    known = _known(record, str(settings["resume"]))
+    with Signals() as signals:
+        record = Record(str(settings["tracking.uri"]), output / "artifacts")
+        study, sampler = str(settings["name"]), request.sampler(trials)
+        Outbox(record).collect((output / study).glob("*"))
+        command = " ".join(["python", *sys.argv])
+        sweep = record.open_sweep(study, sampler.identity, f"`{command}`")
+        try:
+            record.join(sweep, only=sampler.remembers)
+            ending = _go(request, trials, found, record, sweep, sampler, signals, inline=inline)
+            return ending.close()
+        except BaseException:
+            with contextlib.suppress(RecordError):  # else the next command closes it
+                record.abandon(sweep)
+            raise
+
+
+def _go(
+    request: Request,
+    trials: Sequence[Trial],
+    found: plan.Plan,
+    record: Record,
+    sweep: str,
+    sampler: Sampler,
+    signals: Signals,
+    *,
+    inline: bool,
+) -> "_Ending":
+    """Run what is not in the record."""
+    settings, study = request.settings, str(request.settings["name"])
+    output = Path(str(settings["output_dir"])) / study
+    rows = record.all()
+    known = _known(rows, settings)
     if sampler.remembers:
-        sampler.restore(_past(record, sweep))
+        sampler.restore(_past(record, sweep, known))
     done = sum(t.key in known for t in trials) if request.search is None else len(known)
     screen = Screen(sampler.total - (done if request.search is None else 0))
     heard = f", {done} already in the record" if done and request.search is None else ""
     screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
-    executor = (
-        Inline() if inline else _local(settings, found, sampler.total, output / study / "workers")
-    )
+    executor = Inline() if inline else _local(settings, found, sampler.total, output / "workers")
     scheduler = Scheduler(
         sampler=sampler,
-        pruner=_pruner(record, settings, request),
+        pruner=_pruner(record, rows, request),
         record=record,
         executor=executor,
         screen=screen,
         sweep=sweep,
         settings=settings,
-        output=folder,
+        output=output,
         known=known,
+        before=frozenset(row["run_id"] for row in rows if row.get("lorasweep.state")),
         predicted=_predictor(found),
+        signals=signals,
     )
     with screen:
-        if any(t.key not in known for t in trials) or request.search is not None:
-            scheduler.run()
-        else:
-            scheduler.keys = dict.fromkeys(t.key for t in trials)
-    return _Ending(request, record, sweep, sampler, scheduler, executor).close()
+        scheduler.run()
+    return _Ending(request, record, sweep, sampler, scheduler, executor)
 
 
-def _join(record: Record, sweep: str, sampler: Sampler) -> None:
-    """Take part in a sweep.
-
-    Raises:
-        RecordError: a search is under way in another process: two would suggest the same.
-    """
-    others = record.working_on(sweep)
-    if others and sampler.remembers:
-        raise RecordError(
-            f"this search is being run by another process ({', '.join(sorted(others))}); "
-            "wait for it, or start another one with a different sampler.seed"
-        )
-    record.join(sweep)
-
-
-def _known(record: Record, resume: str) -> dict[str, Known]:
+def _known(rows: Iterable[Mapping[str, Any]], settings: Trial) -> dict[str, Known]:
     """Trials that need not be run, as the user wishes to resume."""
-    if resume == "fresh":
+    if settings["resume"] == "fresh":
         return {}
-    final: tuple[State, ...] = FINAL_STATES
-    if resume == "only_missing":
-        final = (*final, "failed", "oom")
+    final = set(FINAL_STATES)
+    if settings["resume"] == "only_missing":
+        final |= {"failed", "oom"}
+    if settings["pruner.name"] == "none":
+        final.discard("pruned")  # it would be trained to its end now
     found: dict[str, Known] = {}
-    for row in record.all():
+    for row in rows:
         key, state = row["lorasweep.key"], row.get("lorasweep.state")
         if state in final and (key not in found or state == "done"):
             found[key] = known_of(row)
     return found
 
 
-def _past(record: Record, sweep: str) -> list[Past]:
-    """What a search has suggested so far, and how that ended."""
-    suggested = record.past(sweep)
-    rows = record.rows(s["key"] for s in suggested.values())
-    return [
-        Past(
-            number,
-            suggestion["values"],
-            known.state if known is not None else None,
-            known.metrics if known is not None else {},
-        )
-        for number, suggestion in sorted(suggested.items())
-        for known in [known_of(rows[suggestion["key"]]) if suggestion["key"] in rows else None]
-    ]
+def _past(record: Record, sweep: str, known: Mapping[str, Known]) -> list[Past]:
+    """What a search has suggested so far, and how that ended; what is to be run again did not."""
+    found = []
+    for number, suggestion in sorted(record.past(sweep).items()):
+        ended = known.get(suggestion["key"])
+        state, metrics = (None, {}) if ended is None else (ended.state, ended.metrics)
+        found.append(Past(number, suggestion["values"], state, metrics))
+    return found
 
 
-def _pruner(record: Record, settings: Trial, request: Request) -> pruning.Pruner | None:
-    """Return what ends trials early, with the curves of earlier ones."""
+def _pruner(
+    record: Record, rows: Iterable[Mapping[str, Any]], request: Request
+) -> pruning.Pruner | None:
+    """Return what ends trials early, with the curves of this study's earlier ones."""
+    settings = request.settings
     if settings["pruner.name"] == "none":
         return None
-    pruner = pruning.make(settings.config, request.objectives)
-    curves = {}
-    for row in record.all():
-        if row.get("lorasweep.state") and row.get("train/steps"):
-            total = int(row.get("train/total_steps", row["train/steps"]))
-            points = record.curve(row["run_id"], "eval/accuracy_along")
-            curves[row["lorasweep.key"]] = [
-                pruning.Report(step, total, {"eval/accuracy": value}) for step, value in points
-            ]
-    pruner.restore(curves)
+    earlier = [
+        row
+        for row in rows
+        if row.get("lorasweep.study") == settings["name"] and row.get("train/total_steps")
+    ]
+    tasks = {t.key: pruning.task_of(t.config) for t in request.trials}
+    tasks |= {row["lorasweep.key"]: pruning.task_of(row) for row in earlier}
+    usual = pruning.task_of(settings.config)
+    pruner = pruning.make(
+        settings.config, request.objectives, cohort=lambda key: tasks.get(key, usual)
+    )
+    pruner.restore({row["lorasweep.key"]: _reports(record, row) for row in earlier})
     return pruner
+
+
+def _reports(record: Record, row: Mapping[str, Any]) -> list[pruning.Report]:
+    """Read what a trial's evaluations along the way gave."""
+    scores: dict[int, dict[str, float]] = {}
+    for name in ("eval/accuracy", "eval/loss"):
+        for step, value in record.curve(row["run_id"], f"{name}_along"):
+            scores.setdefault(step, {})[name] = value
+    total = int(row["train/total_steps"])
+    return [pruning.Report(step, total, found) for step, found in sorted(scores.items())]
 
 
 def _predictor(found: plan.Plan) -> Any:
@@ -198,6 +218,8 @@ class _Ending:
         if scheduler.outbox.waiting:
             say(f"{len(scheduler.outbox.waiting)} results wait on disk for the record; the same")
             say("command writes them")
+            if scheduler.interrupted:
+                return errors.STOPPED
         if scheduler.error is not None:
             raise RecordError(f"{scheduler.error}; the same command goes on when that is mended")
         rows = self._ordered(self.record.rows(scheduler.keys))
@@ -217,8 +239,11 @@ class _Ending:
         say("compare the runs with 'make ui', draw them with 'make figures'")
         if scheduler.stopped:
             say("stopped; the same command goes on from here")
+        if scheduler.interrupted:
             return errors.STOPPED
-        return errors.SOME_FAILED if failed else errors.DONE
+        if failed:
+            return errors.SOME_FAILED
+        return errors.STOPPED if scheduler.stopped else errors.DONE
 
     def _ordered(self, rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Best first by the first objective; what has no value comes last."""
