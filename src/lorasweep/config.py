@@ -165,6 +165,7 @@ class Lora:
 class Engine:
     name: str = MISSING
     target: str = MISSING
+    fallback: str | None = MISSING
     save_adapter: bool = MISSING
     exactness: Exactness = MISSING
     nf4_cache: Copies = MISSING

@@ -29,9 +29,10 @@ class Letter:
         """Where it waits."""
         return self.folder / _FILE
 
-    def keep(self) -> None:
+    def keep(self, record: str) -> None:
         """Write it to disk; a controller that comes later can send it too."""
         content = {
+            "record": record,
             "run": self.run,
             "owner": str(leases.here()),
             "tags": self.tags,
@@ -42,9 +43,11 @@ class Letter:
         draft.replace(self.file)
 
     @classmethod
-    def read(cls, file: Path) -> "Letter | None":
-        """Read what another controller left; None while that one lives."""
+    def read(cls, file: Path, record: str) -> "Letter | None":
+        """Read what another controller left for this record; None while that one lives."""
         content = json.loads(file.read_text())
+        if content["record"] != record:
+            return None
         if content["owner"] != str(leases.here()) and leases.alive(content["owner"], 0.0):
             return None
         result = Result(**content["result"])
@@ -67,13 +70,13 @@ class Outbox:
         """Write a result into the record, or keep it. Returns whether it was written.
 
         Raises:
-            OSError: it could not even be kept on disk.
+            OSError: it could not even be kept on disk; only in memory.
         """
         letter = Letter(run, folder, result, dict(tags))
         if self.since is None and self._deliver(letter):
             return True
-        letter.keep()
         self.waiting.append(letter)
+        letter.keep(self.record.uri)
         return False
 
     def _deliver(self, letter: Letter) -> bool:
@@ -120,9 +123,11 @@ class Outbox:
         """
         sent = 0
         for file in (f / _FILE for f in folders):
-            letter = Letter.read(file) if file.exists() else None
-            if letter is not None:
+            letter = Letter.read(file, self.record.uri) if file.exists() else None
+            if letter is None:
+                continue
+            if self.record.has(letter.run):  # unless it was deleted meanwhile
                 self.record.close_trial(letter.run, letter.result, letter.tags)
-                file.unlink()
                 sent += 1
+            file.unlink(missing_ok=True)
         return sent

@@ -1,19 +1,79 @@
 """Which trials train together: those that share a base, as many as fit the device."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
+from lorasweep.costs import memory
 from lorasweep.trial import Trial
+
+MOST = 64  # trials in a pack where the user sets no limit; memory ends most packs before
+Peaks = Callable[[Trial], memory.Memory]
 
 
 def base_of(trial: Trial) -> Hashable | None:
     """Return what trials of one pack have in common; None for a trial that runs alone."""
-    if trial["engine.name"] != "packed":
+    if trial["engine.name"] != "packed" or why_alone(trial):
         return None
     from lorasweep.engines.packed import compat
 
-    return None if compat.problems(trial) else compat.base_of(trial)
+    return compat.base_of(trial)
+
+
+def why_alone(trial: Trial) -> str | None:
+    """Say why the packed engine leaves a trial to the reference; None where it does not."""
+    from lorasweep.engines.packed import compat
+
+    return compat.problems(trial)
+
+
+def settled(trial: Trial) -> Trial:
+    """Return a trial with the engine that will run it: what packs cannot train goes elsewhere."""
+    if trial["engine.name"] != "packed" or why_alone(trial) is None:
+        return trial
+    other = {"engine.name": "trainer", "engine.target": trial["engine.fallback"]}
+    return Trial({**trial.config, **other})
 
 
 def most(trial: Trial) -> int:
     """Return how many trials a pack may have at most."""
-    return int(trial["engine.pack_size"] or 1) if trial["engine.name"] == "packed" else 1
+    return int(trial["engine.pack_size"] or MOST) if trial["engine.name"] == "packed" else 1
+
+
+def footprint(peaks: Sequence[memory.Memory]) -> float:
+    """Bytes that a device must have free for a pack: the base once, all else for each trial.
+
+    Adapters, gradients and states grow with the sum of the ranks, activations with the number
+    of trials; what one trial frees while another peaks is not counted on.
+    """
+    first, *others = peaks
+    more = sum(peak.allocated - peak.parts["weights"] for peak in others)
+    return first.footprint + more * memory.POOL
+
+
+def form(trials: Iterable[Trial], peak: Peaks, room: float) -> list[list[Trial]]:
+    """Cut trials into packs, in order: each joins the last pack of its base while that has room.
+
+    Args:
+        trials: what is to run.
+        peak: the memory of a trial alone.
+        room: bytes of the device.
+    """
+    packs: list[list[Trial]] = []
+    last: dict[Hashable, list[Trial]] = {}
+    for trial in trials:
+        base = base_of(trial)
+        pack = None if base is None else last.get(base)
+        if pack is not None and fits(pack, trial, peak, room):
+            pack.append(trial)
+            continue
+        packs.append([trial])
+        if base is not None:
+            last[base] = packs[-1]
+    return packs
+
+
+def fits(pack: Sequence[Trial], trial: Trial, peak: Peaks, room: float) -> bool:
+    """Whether a trial may join a pack: on the same base, and there is room."""
+    base = base_of(trial)
+    if base is None or base != base_of(pack[0]) or len(pack) >= most(trial):
+        return False
+    return footprint([*map(peak, pack), peak(trial)]) <= room

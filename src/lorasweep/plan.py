@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lorasweep import packs
 from lorasweep.costs import memory, parameters, seconds
 from lorasweep.costs.devices import Device
 from lorasweep.costs.seconds import Calibration, Data
@@ -47,6 +48,16 @@ class Plan:
     # overrides that make trials fit → keys of those trials; () where no single idea helps
     remedies: Mapping[tuple[str, ...], tuple[str, ...]]
     disk: int  # bytes that adapters and predictions will take
+    peak: packs.Peaks  # memory of a trial alone, planned or not
+
+    @property
+    def packs(self) -> list[list[Trial]]:
+        """Trials that will train together; those that share no base with others are alone."""
+        return packs.form((p.trial for p in self.trials), self.peak, self.device.memory)
+
+    def room(self, together: Sequence[Trial], trial: Trial) -> bool:
+        """Whether a pack under way has room for another trial."""
+        return packs.fits(together, trial, self.peak, self.device.memory)
 
     @property
     def unfit(self) -> tuple[Planned, ...]:
@@ -106,7 +117,13 @@ def plan(
                 answers[setting] = remedy(p.trial, device, n_labels)
             remedies[answers[setting]].append(p.trial.key)
     disk = sum(size_on_disk(p, data(p.trial)) for p in planned if p.runs)
-    return Plan(planned, device, {k: tuple(v) for k, v in remedies.items()}, disk)
+    found = {p.trial.key: p.memory for p in planned}
+    n_labels = max((data(p.trial).n_labels for p in planned), default=2)
+
+    def peak(trial: Trial) -> memory.Memory:
+        return found.get(trial.key) or memory.estimate(trial, n_labels)
+
+    return Plan(planned, device, {k: tuple(v) for k, v in remedies.items()}, disk, peak)
 
 
 def one(
@@ -243,7 +260,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             }
             for p in plan.trials
         ],
-        "packs": [[p.trial.key] for p in plan.trials],
+        "packs": [[trial.key for trial in pack] for pack in plan.packs],
         "summary": plan.summary,
     }
 

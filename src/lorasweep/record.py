@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,20 @@ class Record:
                     found[key] = state
         return found
 
-    def rows(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return the recorded rows of these trials by key: the last that is done, or the last."""
+    def rows(
+        self, keys: Iterable[str], *, besides: Container[str] = ()
+    ) -> dict[str, dict[str, Any]]:
+        """Return the recorded rows of these trials by key: the last that is done, or the last.
+
+        Args:
+            keys: of the trials.
+            besides: runs that do not count.
+        """
         wanted = set(keys)
         found: dict[str, dict[str, Any]] = {}
         for row in read(self.uri):
             key, state = row["lorasweep.key"], row.get("lorasweep.state")
-            if key not in wanted or state is None:
+            if key not in wanted or state is None or row["run_id"] in besides:
                 continue
             if state == "done" or found.get(key, {}).get("lorasweep.state") != "done":
                 found[key] = row
@@ -123,6 +130,16 @@ class Record:
     def all(self) -> list[dict[str, Any]]:
         """Return every trial of the record (see ``read``)."""
         return read(self.uri)
+
+    def has(self, run: str) -> bool:
+        """Whether there is such a run."""
+        with _sentences(self.uri):
+            try:
+                return bool(self.client.get_run(run).info.lifecycle_stage == "active")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
 
     def mark(self, run: str, tag: str, value: str) -> None:
         """Set a tag of a trial's run."""
@@ -146,19 +163,33 @@ class Record:
 
     # ------------------------------------------------------------- who runs what
 
-    def join(self, sweep: str) -> None:
+    def join(self, sweep: str, *, only: bool = False) -> None:
         """Take part in a sweep: from now on others in this record reckon with this process.
 
         Waits, where there are others, until they have seen it. Closes what dead ones left open.
+
+        Args:
+            sweep: its run.
+            only: no other process may take part in it.
+
+        Raises:
+            RecordError: another one does.
         """
-        self.renew(sweep)
+        with self._alone():
+            others = self.working_on(sweep) if only else frozenset()
+            if others:
+                raise RecordError(
+                    f"this search is being run by another process ({', '.join(sorted(others))}); "
+                    "wait for it, or start another one with a different sampler.seed"
+                )
+            self.renew(sweep)
         if self.others():
             time.sleep(2 * _LOOK_S)
         with _sentences(self.uri):
             for run in _runs(self.client, "attributes.status = 'RUNNING'"):
                 owner = run.data.tags.get("lorasweep.owner")
                 if owner is not None and owner != str(leases.here()) and not self._lives(run):
-                    self._bury(run.info.run_id)
+                    self._bury(run)
 
     def renew(self, sweep: str) -> None:
         """Say that this process lives."""
@@ -167,9 +198,17 @@ class Record:
             self.client.set_tag(sweep, f"{_LEASE}{leases.here()}", until)
 
     def leave(self, sweep: str) -> None:
-        """Say that this process has ended its part in a sweep."""
-        with _sentences(self.uri), contextlib.suppress(MlflowException):
-            self.client.delete_tag(sweep, f"{_LEASE}{leases.here()}")
+        """Say that this process has ended its part in a sweep.
+
+        Runs whose start got lost on the way here (the server went away before it answered) are
+        taken back: their trials were claimed again.
+        """
+        with _sentences(self.uri):
+            owned = f"attributes.status = 'RUNNING' and tags.`lorasweep.owner` = '{leases.here()}'"
+            for run in _runs(self.client, owned):
+                self.client.delete_run(run.info.run_id)
+            with contextlib.suppress(MlflowException):
+                self.client.delete_tag(sweep, f"{_LEASE}{leases.here()}")
 
     def others(self) -> frozenset[str]:
         """Other processes that may be claiming trials in this record, looked up each second."""
@@ -204,12 +243,24 @@ class Record:
         until = self.client.get_run(parent).data.tags.get(_LEASE + owner, "0")
         return leases.alive(owner, float(until))
 
-    def _bury(self, run: str) -> None:
-        tags = {"lorasweep.state": "stopped", "lorasweep.error": "its controller was lost"}
-        self.client.log_batch(run, tags=[RunTag(k, v) for k, v in tags.items()])
-        self.client.set_terminated(run, "KILLED")
+    def _bury(self, run: Run) -> None:
+        """End the run of a controller that is gone, if it did not get to its last line itself."""
+        number, state = run.info.run_id, run.data.tags.get("lorasweep.state")
+        if state is None:
+            state = "stopped"
+            tags = {"lorasweep.state": state, "lorasweep.error": "its controller was lost"}
+            self.client.log_batch(number, tags=[RunTag(k, v) for k, v in tags.items()])
+        self.client.set_terminated(number, _RUN_STATUS.get(state, "FAILED"))
 
-    def claim(self, sweep: str, trial: Trial, engine: str, *, again: bool = False) -> str | None:
+    def claim(
+        self,
+        sweep: str,
+        trial: Trial,
+        engine: str,
+        *,
+        again: bool = False,
+        contested: bool = False,
+    ) -> str | None:
         """Start the run of a trial, unless another process has it. Returns the run's id.
 
         A run is made first, then the record is searched for rivals: of two that see each other
@@ -222,9 +273,12 @@ class Record:
             trial: what is to be run.
             engine: name of the engine that will run it.
             again: run it even though the record has it.
+            contested: another process had it before, and may be dead by now.
         """
-        careful = bool(self.others())
+        careful = contested or bool(self.others())
         with _sentences(self.uri):
+            if contested and self._rivals(trial.key, again=again) is None:
+                return None  # before a run is made in vain, each time that is asked
             run = self._create(sweep, trial, engine, "asking" if careful else "held")
             if careful and not self._wins(run, trial.key, again=again):
                 self.client.delete_run(run)
@@ -259,24 +313,36 @@ class Record:
 
     def _wins(self, run: str, key: str, *, again: bool) -> bool:
         while True:
-            found = [
-                r for r in _runs(self.client, f"tags.`lorasweep.key` = '{key}'")
-                if r.info.run_id != run
-            ]  # fmt: skip
-            if not again and any(r.data.tags.get("lorasweep.state") in FINAL_STATES for r in found):
+            rivals = self._rivals(key, again=again, mine=run)
+            if rivals is None or any(other < run for other in rivals):
                 return False
-            rivals = [r for r in found if r.info.status == "RUNNING" and self._lives(r)]
             if not rivals:
                 return True
-            if any(r.data.tags["lorasweep.claim"] == "held" or r.info.run_id < run for r in rivals):
-                return False
             time.sleep(0.05)
+
+    def _rivals(self, key: str, *, again: bool, mine: str | None = None) -> set[str] | None:
+        """Runs of living processes that ask for a trial; None where one has it, or it is done."""
+        rivals = set()
+        for run in _runs(self.client, f"tags.`lorasweep.key` = '{key}'"):
+            if not again and run.data.tags.get("lorasweep.state") in FINAL_STATES:
+                return None
+            if run.info.status != "RUNNING" or run.info.run_id == mine:
+                continue
+            if run.data.tags["lorasweep.owner"] == str(leases.here()):
+                self.client.delete_run(run.info.run_id)  # its start got lost on the way (`leave`)
+            elif not self._lives(run):
+                self._bury(run)
+            elif run.data.tags["lorasweep.claim"] == "held":
+                return None
+            else:
+                rivals.add(str(run.info.run_id))
+        return rivals
 
     # ------------------------------------------------------------------ writing
 
     def open_sweep(self, study: str, name: str, description: str) -> str:
         """Return the run of a sweep, the one of an earlier call where there is one."""
-        with _sentences(self.uri):
+        with _sentences(self.uri), self._alone():
             experiment = self._experiment(study).experiment_id
             query = f"tags.`lorasweep.sweep` = '{name}'"
             before = self.client.search_runs([experiment], query, max_results=1)
@@ -288,6 +354,12 @@ class Record:
             made = self.client.create_run(experiment, run_name=f"sweep {name}", tags=tags)
             return str(made.info.run_id)
 
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep other processes of this machine from making the same sweep at the same moment."""
+        if not self.uri.startswith("sqlite:///"):
+            return contextlib.nullcontext()
+        return FileLock(Path(self.uri.removeprefix("sqlite:///")).with_suffix(".lock"))
+
     def _experiment(self, study: str) -> Experiment:
         if study in self._experiments:
             return self._experiments[study]
@@ -297,8 +369,12 @@ class Record:
             place = (self.artifacts / study).as_uri() if local else None
             # opens the UI on the table of runs, not on its tools for chat applications
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            made = self.client.create_experiment(study, artifact_location=place, tags=tags)
-            found = self.client.get_experiment(made)
+            # Another process may have made it in this very moment.
+            with contextlib.suppress(MlflowException):
+                self.client.create_experiment(study, artifact_location=place, tags=tags)
+            found = self.client.get_experiment_by_name(study)
+            if found is None:
+                raise RecordError(f"the study {study} cannot be made in the record at {self.uri}")
         self._experiments[study] = found
         return found
 
@@ -354,6 +430,13 @@ class Record:
         else:
             self.client.log_artifacts(run, str(folder))
         shutil.rmtree(folder, ignore_errors=True)
+
+    def abandon(self, sweep: str) -> None:
+        """End this process's part in a sweep that could not be ended as usual."""
+        self.leave(sweep)
+        if not self.working_on(sweep):
+            with _sentences(self.uri):
+                self.client.set_terminated(sweep, "KILLED")
 
     def close_sweep(self, sweep: str, metrics: Mapping[str, float], *, whole: bool) -> None:
         """End the run of a sweep with its totals."""

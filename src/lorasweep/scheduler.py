@@ -4,14 +4,13 @@ No barrier: a result frees its worker at once. Trials are known by their keys; o
 record has is not run again, one that another process runs is waited for.
 """
 
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lorasweep import leases, packs, retries
@@ -23,6 +22,7 @@ from lorasweep.pruning import Pruner
 from lorasweep.record import Record
 from lorasweep.samplers.base import Sampler, Suggestion
 from lorasweep.screen import Screen
+from lorasweep.signals import Signals
 from lorasweep.trial import Failure, Result, State, Trial
 
 POLL_S = 0.5
@@ -41,6 +41,7 @@ class Attempt:
     alone: bool = False  # not in a pack, and in a fresh process
     began: float = 0.0
     worker: int | None = None
+    pack: str = ""  # key of the trial that its pack began with
 
     @property
     def trial(self) -> Trial:
@@ -50,15 +51,18 @@ class Attempt:
     @property
     def job(self) -> Trial:
         """Return the trial as it is run."""
-        return Trial({**self.trial.config, **self.change}) if self.change else self.trial
+        changed = Trial({**self.trial.config, **self.change}) if self.change else self.trial
+        return packs.settled(changed)
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the record says about retries."""
-        if not self.failures:
-            return {}
-        tags = {"lorasweep.retries": str(sum(self.failures.values()))}
-        return {**tags, "lorasweep.changed": retries.typed(self.change)} if self.change else tags
+        """Return what the record says of how the trial was run."""
+        tags = {"lorasweep.engine": str(self.job["engine.name"]), "lorasweep.pack": self.pack}
+        if self.failures:
+            tags["lorasweep.retries"] = str(sum(self.failures.values()))
+        if self.change:
+            tags["lorasweep.changed"] = retries.typed(self.change)
+        return tags
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,10 @@ class Scheduler:
         settings: Trial,
         output: Path,
         known: Mapping[str, Known],
+        before: frozenset[str],
         predicted: Callable[[Trial], float],
+        room: Callable[[Sequence[Trial], Trial], bool],
+        signals: Signals,
     ) -> None:
         """Bring together what a sweep needs.
 
@@ -152,7 +159,10 @@ class Scheduler:
             settings: any trial of the sweep, for what is the same in all (executor, engine).
             output: folder of the study; each trial has one under it.
             known: trials that need not run, by key.
+            before: runs that had ended in the record before this sweep looked.
             predicted: seconds that a trial will take, as planned.
+            room: whether a pack has room for another trial.
+            signals: the user's, caught already.
         """
         self.sampler, self.pruner, self.record = sampler, pruner, record
         self.executor, self.screen, self.sweep = executor, screen, sweep
@@ -161,17 +171,21 @@ class Scheduler:
         self.patience = float(settings["tracking.patience"])
         self.pack_size = packs.most(settings)
         self.output, self.known, self.predicted = output, dict(known), predicted
+        self.before, self.room, self.signals = before, room, signals
         self.outbox = Outbox(record)
         self.attempts: dict[str, Attempt] = {}  # running, by key
         self.retry: deque[Attempt] = deque()
         self.exhausted = False  # the sampler has nothing to start, at least for now
         self.ready: deque[Suggestion] = deque()  # asked for, not claimed yet
         self.elsewhere: dict[str, Suggestion] = {}  # claimed by another process
+        self.contested: set[str] = set()  # those that ever were
         self.doubles: dict[str, list[int]] = {}  # numbers that wait for a trial under way
+        self.unwritten: dict[int, dict[str, Any]] = {}  # suggestions not in the record yet
         self.keys: dict[str, None] = {}  # every trial that was asked for, in order
         self.states: Counter[State] = Counter()
         self.error: str | None = None  # why the sweep cannot go on
         self.stopped = False  # by the user or by a limit: no new trials
+        self.interrupted = False  # by the user
         self.killed = False
         self.started = time.monotonic()
         self.fouled: set[int] = set()  # workers whose process ran out of memory
@@ -184,16 +198,20 @@ class Scheduler:
 
     def run(self) -> None:
         """Run until nothing is left, or until a signal or a limit stops it."""
-        with _signals(self):
-            try:
-                self.executor.start(self)
-                while not self.killed and self._turn():
-                    pass
-            except KeyboardInterrupt:
-                self.killed = self.stopped = True
-            finally:
-                self.executor.close()
-                self._abandon()
+        try:
+            with self.signals.told(self._signal):
+                first = self._ask()  # before workers are started, as perhaps nothing is left
+                if first is not None:
+                    self.ready.append(first)
+                if self._more() and not self.stopped:
+                    self.executor.start(self)
+                    while not self.killed and self._turn():
+                        pass
+        except KeyboardInterrupt:
+            self.killed = self.stopped = self.interrupted = True
+        finally:
+            self.executor.close()
+            self._abandon()
 
     def _turn(self) -> bool:
         """Do what can be done now. Returns whether anything is left."""
@@ -204,8 +222,8 @@ class Scheduler:
         if reached:
             self._fill()
             self._look_elsewhere()
-        if not self.attempts and (self.stopped or not self._more()):
-            return bool(self.outbox.waiting) and self.error is None and not self.killed
+        if not self.attempts and (self.stopped or not self._more()) and not self._waits():
+            return False
         self.executor.poll(POLL_S)
         self._check_times()
         return True
@@ -213,6 +231,10 @@ class Scheduler:
     def _more(self) -> bool:
         left = self.retry or self.ready or self.elsewhere or self.outbox.since
         return bool(left) or not self.exhausted
+
+    def _waits(self) -> bool:
+        """Whether to stay until the record is back, for what waits on disk to be written there."""
+        return bool(self.outbox.waiting) and self.error is None and not self.interrupted
 
     def _keep_alive(self) -> None:
         """Renew the lease; a record that is away is seen to by the outbox."""
@@ -222,6 +244,19 @@ class Scheduler:
                 self.record.renew(self.sweep)
             except RecordError as error:
                 self.outbox.failed(error)
+
+    def _signal(self, count: int) -> None:
+        """Ctrl-C or SIGTERM: once stops as asked; twice ends at once."""
+        if count == 1:
+            self.interrupted = True
+            self.stop()
+            what = "save their state" if self.executor.stopping else "end"
+            self.screen.say(f"stopping: running trials {what}; once more ends now", style="yellow")
+            return
+        self.killed = self.stopped = self.interrupted = True
+        self.executor.interrupt()
+        if count > 2:  # whatever it is that takes so long
+            raise KeyboardInterrupt
 
     def stop(self) -> None:
         """Start no more trials; let those that run end, or save their state, as was asked."""
@@ -240,7 +275,9 @@ class Scheduler:
         """Close what was still under way when everything was ended at once."""
         for attempt in [*self.attempts.values(), *self.retry]:
             self._close(attempt, Result("stopped", folder=self._folder(attempt) / "artifacts"))
-        self.outbox.flush(now=True)
+        if self.outbox.flush(now=True):
+            with suppress(RecordError):
+                self._remember()
 
     # ----------------------------------------------------------------- dispatching
 
@@ -251,7 +288,11 @@ class Scheduler:
                 self.fouled.remove(worker)
                 self.executor.kill(worker)  # what comes next begins in a clean process
                 continue
-            pack = self._pack(worker)
+            try:
+                pack = self._pack(worker)
+            except OSError as error:
+                self.fail(f"no trial can be started: {error}")
+                return
             if not pack:
                 return
             self.executor.submit(worker, pack)
@@ -261,11 +302,13 @@ class Scheduler:
         first = self._take(lambda _: True, worker, pack=False)
         if first is None:
             return []
-        jobs, base = [self._job(first)], packs.base_of(first.job)
-        if first.alone or base is None:
-            return jobs
-        while len(jobs) < self.pack_size:
-            attempt = self._take(lambda trial: packs.base_of(trial) == base, worker, pack=True)
+        jobs = [self._job(first)]
+        # not more than its share: the other workers want some of what is left
+        left = self.sampler.total - len(self.keys) + len(self.ready)
+        share = 1 if first.alone else 1 + left // self.executor.workers
+        while len(jobs) < share:
+            suits = partial(self.room, [job.trial for job in jobs])
+            attempt = self._take(suits, worker, pack=True)
             if attempt is None:
                 break
             jobs.append(self._job(attempt))
@@ -309,7 +352,8 @@ class Scheduler:
             key = suggestion.trial.key
             self.keys[key] = None
             if self.sampler.remembers:
-                self._remember(suggestion)
+                content = {"values": dict(suggestion.values), "key": key}
+                self.unwritten[suggestion.number] = content
             if key in self.known:
                 self.sampler.tell(suggestion.number, self.known[key].state, self.known[key].metrics)
             elif self._under_way(key):
@@ -330,29 +374,36 @@ class Scheduler:
             self.sampler.tell(number, known.state, known.metrics)
         self.exhausted = False
 
-    def _remember(self, suggestion: Suggestion) -> None:
-        content = {"values": dict(suggestion.values), "key": suggestion.trial.key}
-        try:
-            self.record.suggest(self.sweep, suggestion.number, content)
-        except RecordError as error:
-            self.outbox.failed(error)
+    def _remember(self) -> None:
+        """Write down what the sampler suggested: no trial starts before its suggestion is kept."""
+        while self.unwritten:
+            number, content = next(iter(self.unwritten.items()))
+            self.record.suggest(self.sweep, number, content)
+            del self.unwritten[number]
 
     def _claim(self, suggestion: Suggestion) -> str | None:
         """Start the trial's run in the record, unless another process has it."""
         try:
             with self.use.recording():
+                self._remember()
                 trial = suggestion.trial
-                run = self.record.claim(self.sweep, trial, self.engine, again=self.again)
+                contested = trial.key in self.contested
+                run = self.record.claim(
+                    self.sweep, trial, self.engine, again=self.again, contested=contested
+                )
         except RecordError as error:
             self.outbox.failed(error)
             self.ready.appendleft(suggestion)
             return None
         if run is None:
             self.elsewhere[suggestion.trial.key] = suggestion
+            self.contested.add(suggestion.trial.key)
         return run
 
     def _begin(self, attempt: Attempt, worker: int) -> Attempt:
         attempt.began, attempt.worker = time.monotonic(), worker
+        beside = (a.pack for a in self.attempts.values() if a.worker == worker)
+        attempt.pack = next(beside, attempt.trial.key)
         self.attempts[attempt.trial.key] = attempt
         self.use.begin(worker, attempt.trial.key)
         self.screen.begin(attempt.trial, worker)
@@ -382,17 +433,15 @@ class Scheduler:
 
     def on_next(self, worker: int) -> Job | None:
         """Give a running pack another trial of its kind, if the next one is (``Handler``)."""
-        base = next(
-            (packs.base_of(a.job) for a in self.attempts.values() if a.worker == worker), None
-        )
-        if base is None or self.outbox.since is not None:
+        pack = [a.job for a in self.attempts.values() if a.worker == worker]
+        if not pack or self.outbox.since is not None:
             return None
-        attempt = self._take(lambda trial: packs.base_of(trial) == base, worker, pack=True)
+        attempt = self._take(partial(self.room, pack), worker, pack=True)
         return None if attempt is None else self._job(attempt)
 
     def on_end(self, key: str, result: Result) -> None:
         """Record a result, or have the trial run again (``Handler``)."""
-        attempt = self._done_with(key)
+        attempt, self.barren = self._done_with(key), 0
         if result.state == "oom":
             result.failure = "oom"
         if result.failure == "disk":
@@ -421,12 +470,15 @@ class Scheduler:
     def _retry(self, attempt: Attempt, result: Result) -> bool:
         """Put a trial that failed back in the queue, if it may be tried again."""
         failure = result.failure
-        if failure is None or self.stopped:
+        if failure is None:
             return False
         attempt.failures[failure] += 1
         change = retries.again(attempt.trial, failure, attempt.failures[failure], self.policy)
         if change is None:
             return False
+        if self.stopped:  # it has not had all of its chances
+            self._close(attempt, Result("stopped", error=result.error, folder=result.folder))
+            return True
         if failure == "oom":
             attempt.change, attempt.alone = change, True
             if attempt.worker is not None:
@@ -504,10 +556,14 @@ class Scheduler:
         if not self.elsewhere or time.monotonic() - self._looked < ELSEWHERE_S or self.stopped:
             return
         self._looked = time.monotonic()
-        rows = self.record.rows(self.elsewhere)
+        try:
+            rows = self.record.rows(self.elsewhere, besides=self.before)
+        except RecordError as error:
+            self.outbox.failed(error)
+            return
         for key, suggestion in list(self.elsewhere.items()):
             state = rows.get(key, {}).get("lorasweep.state")
-            if state in ("done", "diverged", "pruned", "failed", "oom"):
+            if state not in (None, "stopped"):
                 del self.elsewhere[key]
                 self.known[key] = known_of(rows[key])
                 self._tell(suggestion)
@@ -521,23 +577,3 @@ def known_of(row: Mapping[str, Any]) -> Known:
     """Read a recorded row as a sampler needs it."""
     metrics = {k: float(v) for k, v in row.items() if "/" in k and isinstance(v, int | float)}
     return Known(row["lorasweep.state"], metrics)
-
-
-@contextmanager
-def _signals(scheduler: Scheduler) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once stops as asked; twice ends at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if scheduler.stopped:
-            scheduler.killed = True
-            raise KeyboardInterrupt
-        scheduler.stop()
-        what = "save their state" if scheduler.executor.stopping else "end"
-        scheduler.screen.say(f"stopping: running trials {what}; once more ends now", style="yellow")
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

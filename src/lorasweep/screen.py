@@ -208,6 +208,8 @@ def _memory(metrics: Mapping[str, Any]) -> str:
     for name in ("memory/peak_allocated_gib", "memory/peak_rss_gib"):
         if metrics.get(name) is not None:
             return f"{float(metrics[name]):.2f} GiB"
+        if metrics.get(name.replace("/", "/pack_")) is not None:
+            return f"{float(metrics[name.replace('/', '/pack_')]):.2f} GiB*"
     return ""
 
 
@@ -221,7 +223,9 @@ def results(
         by: what they are ordered by, for the title.
         front: which of them lie on the Pareto front, where there are several objectives.
     """
-    table = Table(title=f"Trials by {by}", title_justify="left")
+    packed = any("time/pack_share_s" in row for row in rows)
+    note = "* its share of a pack's time; the memory of the whole pack" if packed else None
+    table = Table(title=f"Trials by {by}", title_justify="left", caption=note)
     for name, justify in (
         ("model", "left"),
         ("method", "left"),
@@ -251,10 +255,16 @@ def results(
             _number(row, "eval/f1_macro", ".3f"),
             _number(row, "params/trainable", ",.0f"),
             _memory(row),
-            _number(row, "time/train_s", ".1f"),
+            _seconds(row),
             row.get("lorasweep.state", "?") + (" ★" if best else ""),
         )
     return table
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    if "time/train_s" not in row and "time/pack_share_s" in row:
+        return f"{float(row['time/pack_share_s']):.1f}*"
+    return _number(row, "time/train_s", ".1f")
 
 
 def _number(row: Mapping[str, Any], name: str, form: str) -> str:

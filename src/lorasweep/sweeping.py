@@ -99,6 +99,7 @@ def _go(
         known=known,
         before=frozenset(row["run_id"] for row in rows if row.get("lorasweep.state")),
         predicted=_predictor(found),
+        room=found.room,
         signals=signals,
     )
     with screen:
@@ -273,18 +274,15 @@ class _Ending:
             **{f"sweep/{part}_s": seconds for part, seconds in use.parts.items()},
         }
         if use.first is not None:
-            totals["sweep/idle_share"] = use.idle_share(self._workers())
+            totals["sweep/idle_share"] = use.idle_share(self.executor.workers)
         best = [float(row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
         if best:
             totals["sweep/best_accuracy"] = max(best)
         self.record.leave(self.sweep)
         self.record.close_sweep(self.sweep, totals, whole=not self.scheduler.stopped)
 
-    def _workers(self) -> int:
-        return len(self.executor.places) if isinstance(self.executor, Local) else 1
-
     def _seconds(self) -> str:
-        use, workers = self.scheduler.use, self._workers()
+        use, workers = self.scheduler.use, self.executor.workers
         assert use.first is not None
         start = use.first - psutil.Process().create_time()
         plural = f"{workers} workers" if workers > 1 else "1 worker"

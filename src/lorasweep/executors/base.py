@@ -48,6 +48,7 @@ class Handler(Protocol):
 class Executor(Protocol):
     """Runs packs of trials somewhere."""
 
+    workers: int
     stopping: bool  # set to make running trials save what they need to go on, and stop
 
     def start(self, handler: Handler) -> None:
@@ -64,6 +65,9 @@ class Executor(Protocol):
 
     def kill(self, worker: int) -> list[str]:
         """End a worker at once; it is replaced. Returns the keys of the trials it had."""
+
+    def interrupt(self) -> None:
+        """Break off what keeps the caller itself busy; called when a signal has come."""
 
     def close(self) -> None:
         """End everything at once."""

@@ -1,5 +1,6 @@
 """Trials in this process, one pack after another (``python sweep.py`` without ``-m``)."""
 
+import time
 from collections.abc import Sequence
 
 from lorasweep.executors.base import Handler, Job
@@ -9,9 +10,11 @@ from lorasweep.executors.link import Link
 class Inline:
     """One worker, this process; ``submit`` returns when the pack has ended."""
 
+    workers = 1
+
     def __init__(self) -> None:
         self.link: Link | None = None
-        self._stopping = False
+        self._stopping = self._running = False
 
     @property
     def stopping(self) -> bool:
@@ -36,10 +39,20 @@ class Inline:
     def submit(self, worker: int, pack: Sequence[Job]) -> None:
         """Run the pack."""
         assert self.link is not None
-        self.link.run(pack)
+        self._running = True
+        try:
+            self.link.run(pack)
+        finally:
+            self._running = False
 
     def poll(self, seconds: float) -> None:
-        """Nothing happens between packs."""
+        """Nothing happens between packs; but where nothing can be started, the loop is slow."""
+        time.sleep(seconds / 10)
+
+    def interrupt(self) -> None:
+        """Break off the pack that runs."""
+        if self._running:
+            raise KeyboardInterrupt
 
     def kill(self, worker: int) -> list[str]:
         """Not possible here: what runs is the caller."""

@@ -3,9 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -38,7 +41,7 @@ class Local:
             logs: folder for what workers print outside of trials.
         """
         self.places, self.target, self.logs = places, target, logs
-        self.stopping = False
+        self.workers, self.stopping = len(places), False
         self._told = False
         self._workers: dict[int, _Worker] = {}
 
@@ -50,11 +53,12 @@ class Local:
 
     def _spawn(self, number: int) -> None:
         ours, theirs = _FRESH.Pipe()
+        resource_tracker.ensure_running()  # would be born with the worker, and undo the mask
         log = self.logs / f"worker_{number}.log"
         process = _FRESH.Process(
             target=worker.main, args=(theirs, self.target, log), name=f"lorasweep-{number}"
         )
-        with _environment(self.places[number]):
+        with _environment(self.places[number]), _deaf():
             process.start()
         theirs.close()  # or its end would never be seen
         self._workers[number] = _Worker(process, ours)
@@ -84,6 +88,8 @@ class Local:
             for number in self._workers:
                 self._send(number, ("stop", None))
         pipes = {w.pipe: n for n, w in self._workers.items()}
+        if not pipes:
+            time.sleep(seconds)
         for pipe in wait(list(pipes), seconds):
             assert isinstance(pipe, Connection)
             self._hear(pipes[pipe], pipe)
@@ -131,6 +137,9 @@ class Local:
         self._workers[worker].process.kill()
         return self._forget(worker)[0]
 
+    def interrupt(self) -> None:
+        """Nothing keeps the caller busy."""
+
     def close(self) -> None:
         """End all workers: those that have nothing to do may leave by themselves."""
         for number, found in self._workers.items():
@@ -144,6 +153,19 @@ class Local:
             found.process.join()
             found.pipe.close()
         self._workers.clear()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Have child processes be born deaf to Ctrl-C, which a terminal sends to them too.
+
+    Until a worker says itself what it does with signals they wait, for the worker and for us.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker.CONTROLLERS_OWN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

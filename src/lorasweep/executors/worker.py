@@ -22,6 +22,8 @@ from lorasweep.executors.link import Link
 from lorasweep.trial import Result
 
 Packs = queue.SimpleQueue[Sequence[Job] | None]
+# The controller decides what these mean, and tells.
+CONTROLLERS_OWN = (signal.SIGINT, signal.SIGTERM)
 STEP_EVERY_S = 0.2  # steps are told no more often: a screen is no faster
 
 
@@ -67,9 +69,9 @@ def main(pipe: Connection, target: str, log: Path) -> None:
         target: the engine that is likely to be asked for, loaded while nothing else is to do.
         log: takes what libraries print while no trial runs.
     """
-    # The controller decides what a signal means, and tells.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in CONTROLLERS_OWN:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CONTROLLERS_OWN)
     voice = Voice(pipe)
     link = Link(voice, 0)
     packs: Packs = queue.SimpleQueue()
