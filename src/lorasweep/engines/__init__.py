@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import traceback
 from pathlib import Path
 
@@ -23,8 +24,21 @@ def make(target: str) -> Engine:
 def failure(error: Exception, folder: Path) -> Result:
     """Return what an exception makes of a trial; the traceback goes beside its artefacts."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = _disk_full(error)
     if not full:
         folder.parent.mkdir(parents=True, exist_ok=True)
         (folder.parent / "error.txt").write_text("".join(traceback.format_exception(error)))
     return Result("failed", error=reason, failure="disk" if full else "crash", folder=folder)
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or one that led to it, came of a full disk.
+
+    Libraries in other languages say so in words only.
+    """
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    said = any(word in str(error) for word in (os.strerror(errno.ENOSPC), "os error 28"))
+    return said or _disk_full(error.__cause__ or error.__context__)

@@ -331,18 +331,24 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _from_gguf(file: Path, origin: dict[str, Any], cache: Path) -> Base:
-    from lorasweep.models import convert
+    def convert(to: Path) -> None:
+        from lorasweep.models import convert  # torch, which one that is in the cache needs not
+
+        convert.gguf(file, to)
 
     digest = sha256(file)
-    folder = made_once(cache / "models" / f"gguf-{digest[:16]}", lambda to: convert.gguf(file, to))
+    folder = made_once(cache / "models" / f"gguf-{digest[:16]}", convert)
     return Base(folder, {**origin, "file": file.name, "sha256": {file.name: digest}})
 
 
 def _random(model: Model, cache: Path) -> Base:
-    from lorasweep.models import convert
+    def convert(to: Path) -> None:
+        from lorasweep.models import convert  # torch, which one that is in the cache needs not
+
+        convert.random(model, to)
 
     text = json.dumps([model["shape"], model["tokenizer"], model["precision"]], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     folder = cache / "models" / f"random-{digest[:16]}"
-    made_once(folder, lambda to: convert.random(model, to))
+    made_once(folder, convert)
     return Base(folder, {"random": digest})
