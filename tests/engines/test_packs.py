@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorasweep.engines.packed import steps
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of, problems
 from lorasweep.engines.packed.engine import PackedEngine
@@ -184,3 +185,28 @@ def test_packs_form_on_one_base(make: Make) -> None:
         "engine=packed", "model=tiny_llama,tiny_bert", "method=lora,qlora", "train.max_length=32,48"
     )
     assert len({base_of(t) for t in unlike}) == len(unlike) == 8
+
+
+@pytest.mark.parametrize("exactness", ["strict", "fast"])
+def test_steps_of_fixed_shape_are_the_same_steps(
+    exactness: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU records, computed on the CPU: slots, shared banks, padding at the end."""
+    trials, late, wild = mixed(make, "tiny_llama", exactness)
+    everyone = [*trials, *late]
+    plain = run(PackedEngine(), trials, tmp_path / "plain", Watch(more=late))
+    monkeypatch.setattr(steps, "worthwhile", lambda base: True)
+    fixed = run(PackedEngine(), trials, tmp_path / "fixed", Watch(more=late))
+    alone = Watch()
+    for trial in everyone[:4] if exactness == "strict" else []:
+        run(PackedEngine(), [trial], tmp_path / "alone", alone)
+    for trial in everyone:
+        a, b = plain.results[trial.key], fixed.results[trial.key]
+        assert a.state == b.state == ("diverged" if trial is wild else "done"), b.error
+        if trial is wild:
+            continue
+        for name, expected in weights(trial, tmp_path / "plain").items():
+            found = weights(trial, tmp_path / "fixed")[name]
+            torch.testing.assert_close(found, expected, **FAST)
+            if trial.key in alone.results:
+                assert torch.equal(found, weights(trial, tmp_path / "alone")[name])

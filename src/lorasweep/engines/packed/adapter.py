@@ -87,28 +87,52 @@ class Adapter:
             if isinstance(layer, LoraLayer)
         }
 
-    def shape(self, rank: int) -> Shape:
-        """Layout of the weights with ranks filled up to ``rank``."""
-        return shape_of(self._pairs(), dict(self.head.named_parameters()), rank)
+    def shape(self) -> Shape:
+        """Layout of the weights as drawn."""
+        pairs = {slot: (tuple(a.shape), tuple(b.shape)) for slot, (a, b) in self._pairs().items()}
+        head = {name: tuple(p.shape) for name, p in self.head.named_parameters()}
+        return shape_of(pairs, head, self.rank)
 
     def settle_in(self, bank: Bank, row: int) -> None:
         """Move the weights as drawn into a row of a bank."""
-        self.bank, self.row = bank, row
         pairs, head = self._pairs(), dict(self.head.named_parameters())
         drawn = [p.detach().reshape(-1) for pair in pairs.values() for p in pair]
         drawn += [head[name].detach().reshape(-1) for name, _ in bank.shape.head]
+        bank.claim(row, self.shape())
         bank.write(bank.weights, row, torch.cat([d.cpu() for d in drawn]))
         for matrix in (bank.first, bank.second):
             matrix[row].zero_()
-        bank.clear(row)
         bank.steps[row] = 0
-        bank.scale[row] = self.scale
         for pair in pairs.values():
             for parameter in pair:
                 parameter.data = torch.empty(0)
-        for name, parameter in bank.head(row).items():
+        self._take(bank, row)
+
+    def move(self, bank: Bank, row: int) -> None:
+        """Go to a row of another bank, with all that the optimizer knows."""
+        bank.claim(row, self.layout)
+        for name in ("weights", "first", "second"):
+            bank.write(getattr(bank, name), row, self.bank.read(getattr(self.bank, name), self.row))
+        bank.steps[row] = self.bank.steps[self.row]
+        self._take(bank, row)
+
+    def _take(self, bank: Bank, row: int) -> None:
+        self.bank, self.row = bank, row
+        bank.clear(row)
+        bank.scale[row] = self.scale
+        self._hold_head()
+
+    def _hold_head(self) -> None:
+        for name, parameter in self.bank.head(self.row).items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.head.get_submodule(owner), leaf, parameter)
+
+    def ghost(self) -> "Adapter":
+        """Return what goes on computing in this one's place once it is saved, for nobody."""
+        left = copy.copy(self)
+        left.head = copy.deepcopy(self.head)
+        left._hold_head()
+        return left
 
     def set_dropouts(self, *, every_token: bool) -> None:
         """Let the head draw from the trial's own stream."""
@@ -125,17 +149,22 @@ class Adapter:
         noise = self.stream.noise((lane.alone.rows, lane.alone.width, x.shape[-1]), p, x)
         return x * lane.alone.collect(noise)
 
+    @property
+    def layout(self) -> Shape:
+        """Where its numbers lie in the row."""
+        return self.bank.layouts[self.row]
+
     def moved(self) -> bool:
         """Whether training changed any B, which start at zero."""
         of_row = self.bank.weights[self.row]
-        norms = [b.of(of_row).norm() for _, _, b in self.bank.shape.pairs]
+        norms = [b.of(of_row).norm() for _, _, b in self.layout.pairs]
         return bool(torch.stack(norms).sum() > 0)
 
     def save(self, folder: Path) -> int:
         """Write the adapter as PEFT does. Returns its size in bytes. The adapter ends here."""
         of_row = self.bank.weights[self.row]
         for (a, b), (_, entry_a, entry_b) in zip(
-            self._pairs().values(), self.bank.shape.pairs, strict=True
+            self._pairs().values(), self.layout.pairs, strict=True
         ):
             a.data, b.data = entry_a.of(of_row).cpu().clone(), entry_b.of(of_row).cpu().clone()
         for parameter in self.head.parameters():

@@ -1,7 +1,7 @@
 """Trained numbers of trials of one shape, as rows of one matrix, and their AdamW."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,16 @@ class Shape:
     decayed: int
     size: int
 
+    def filled(self, rank: int) -> "Shape":
+        """Return the layout with ranks filled up to ``rank``."""
+        pairs = {slot: (a.shape, b.shape) for slot, a, b in self.pairs}
+        return shape_of(pairs, {name: entry.shape for name, entry in self.head}, rank)
+
+    @property
+    def held(self) -> Hashable:
+        """What trials need to have in common to be rows of one bank."""
+        return tuple((entry.name, entry.held) for entry in self.entries())
+
     def entries(self) -> Iterable[Entry]:
         """Every weight, in the order of the vector."""
         for _, a, b in self.pairs:
@@ -55,31 +65,45 @@ class Shape:
             yield entry
 
 
+Sizes = tuple[int, ...]
+
+
 def shape_of(
-    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    head: Mapping[str, torch.Tensor],
-    rank: int,
+    pairs: Mapping[str, tuple[Sizes, Sizes]], head: Mapping[str, Sizes], rank: int
 ) -> Shape:
-    """Lay out a trial's weights, with ranks filled up to ``rank``."""
+    """Lay out a trial's weights, from the shapes of A and B by layer and of the head's weights.
+
+    Ranks below ``rank`` are filled up with zeros, which stay zeros.
+    """
     at = 0
 
-    def entry(name: str, tensor: torch.Tensor, held: tuple[int, ...]) -> Entry:
+    def entry(name: str, own: Sizes, held: Sizes) -> Entry:
         nonlocal at
-        made = Entry(name, tuple(tensor.shape), held, at)
+        made = Entry(name, own, held, at)
         at += math.prod(held)
         return made
 
     low = []
     for slot, (a, b) in pairs.items():
-        entry_a = entry(f"{slot}.A", a, (rank, a.shape[1]))
-        low.append((slot, entry_a, entry(f"{slot}.B", b, (b.shape[0], rank))))
+        entry_a = entry(f"{slot}.A", a, (rank, a[1]))
+        low.append((slot, entry_a, entry(f"{slot}.B", b, (b[0], rank))))
     low_rank = at
-    ordered = sorted(head.items(), key=lambda item: "bias" in item[0])
     of_head, decayed = [], at
-    for name, tensor in ordered:
-        of_head.append((name, entry(f"head.{name}", tensor, tuple(tensor.shape))))
+    for name, own in sorted(head.items(), key=lambda item: "bias" in item[0]):
+        of_head.append((name, entry(f"head.{name}", own, own)))
         decayed = decayed if "bias" in name else at
     return Shape(tuple(low), tuple(of_head), low_rank, decayed, at)
+
+
+def update(
+    x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Add low-rank updates to y (trials, tokens, out), from x (trials, tokens, in).
+
+    A has shape (trials, r, in), B (trials, out, r), the scale (trials, 1, 1) in float32.
+    """
+    low = torch.bmm(x, a.transpose(1, 2))
+    return torch.baddbmm(y, (low * scale).to(low.dtype), b.transpose(1, 2))
 
 
 class Bank:
@@ -94,6 +118,7 @@ class Bank:
             return torch.zeros(rows, shape.size, device=device)
 
         self.shape, self.rows = shape, rows
+        self.layouts = [shape] * rows  # of each row: its own rank within what the bank holds
         self.weights, self.grads, self.first, self.second = (matrix() for _ in range(4))
         self.steps = torch.zeros(rows, device=device)
         self.scale = torch.zeros(rows, 1, 1, device=device)
@@ -102,6 +127,10 @@ class Bank:
             self.work = torch.zeros(rows, shape.low_rank, dtype=dtype, device=device)
             self.work_grads = torch.zeros_like(self.work)
         self.pairs = {slot: (self._leaf(a), self._leaf(b)) for slot, a, b in shape.pairs}
+
+    def claim(self, row: int, own: Shape) -> None:
+        """Give a row to a trial of this layout, whatever rank it has itself."""
+        self.layouts[row] = own.filled(self.shape.pairs[0][1].held[0])
 
     def _leaf(self, entry: Entry) -> torch.Tensor:
         held = (self.rows, *entry.held)
@@ -129,19 +158,19 @@ class Bank:
             self.grads[:, : self.shape.low_rank] += self.work_grads
             self.work_grads.zero_()
 
-    def add(self, slot: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Add the low-rank updates of one layer: y + (α/r)·x·Aᵀ·Bᵀ, each trial its own.
+    def add(self, slot: str, row: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Add one trial's low-rank update of a layer: y + (α/r)·x·Aᵀ·Bᵀ.
 
         Args:
             slot: the layer.
-            x: its input, shape (rows x tokens of a trial, in).
-            y: what the base made of it, shape (rows x tokens of a trial, out).
+            row: the trial.
+            x: the layer's input, shape (tokens, in).
+            y: what the base made of it, shape (tokens, out).
         """
         a, b = self.pairs[slot]
-        low = torch.bmm(x.view(self.rows, -1, x.shape[-1]), a.transpose(1, 2))
-        low = low * self.scale.to(low.dtype)
-        wide = y.view(self.rows, -1, y.shape[-1])
-        return torch.baddbmm(wide, low, b.transpose(1, 2)).flatten(0, 1)
+        if self.rows > 1:
+            a, b = a[row : row + 1], b[row : row + 1]
+        return update(x[None], y[None], a, b, self.scale[row : row + 1])[0]
 
     def step(
         self, row: int, rate: float | torch.Tensor, decay: float, max_norm: float
@@ -179,14 +208,14 @@ class Bank:
 
     def read(self, matrix: torch.Tensor, row: int) -> torch.Tensor:
         """Return one trial's row without added zeros, shape (numbers,), on the CPU."""
-        parts = [e.of(matrix[row]).reshape(-1) for e in self.shape.entries()]
+        parts = [e.of(matrix[row]).reshape(-1) for e in self.layouts[row].entries()]
         return torch.cat(parts).cpu()
 
     def write(self, matrix: torch.Tensor, row: int, vector: torch.Tensor) -> None:
         """Set one trial's row from what ``read`` gave."""
         at = 0
         matrix[row].zero_()
-        for entry in self.shape.entries():
+        for entry in self.layouts[row].entries():
             size = math.prod(entry.shape)
             entry.of(matrix[row]).copy_(vector[at : at + size].view(entry.shape))
             at += size

@@ -1,7 +1,8 @@
 """A frozen base in memory with its data: what the trials of a pack share."""
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,17 @@ from torch.nn import functional
 
 from lorasweep import tasks
 from lorasweep.engines.packed.adapter import Adapter, skeleton
+from lorasweep.engines.packed.bank import Bank
 from lorasweep.engines.packed.compat import base_of
 from lorasweep.engines.packed.layout import Lane, Pass, build
-from lorasweep.engines.packed.modules import Dense, FourBit, PackedDropout, Stage, install
+from lorasweep.engines.packed.modules import (
+    Dense,
+    FourBit,
+    PackedDropout,
+    PackedLinear,
+    Stage,
+    install,
+)
 from lorasweep.engines.packed.tokens import Side, side
 from lorasweep.models import load, roles, source
 from lorasweep.models.convert import DTYPES
@@ -74,6 +83,10 @@ class Base:
             self.body.pooler = None  # run below, on pooled tokens alone
         own = getattr(model, "dropout", None)
         self.head_dropout = own.p if isinstance(own, PackedDropout) else 0.0
+        self.linears = [m for m in model.modules() if isinstance(m, PackedLinear)]
+        self.seated: Sequence[Bank] = ()
+        self.blocks: nn.ModuleList = model.get_submodule(roles.blocks_of(kind))
+        self._compiled: list[Any] = []
         self.layers = [m for m in model.modules() if isinstance(m, FourBit)]
         self.cached = trial["engine.nf4_cache"] == "auto" and self._room_for_copies()
         if self.cached:
@@ -133,6 +146,43 @@ class Base:
             data, lanes, training=training, pool_last=self.family.pool_last, first_position=first
         )
 
+    def seat(self, banks: Sequence[Bank]) -> None:
+        """Set whose lanes follow each other in even passes."""
+        if self.seated is not banks:
+            self.seated = banks
+            for linear in self.linears:
+                linear.seat(banks)
+
+    @contextmanager
+    def compiled_blocks(self, *, enabled: bool) -> Iterator[None]:
+        """Within, run the transformer blocks as compiled (one compilation serves all)."""
+        if not enabled:
+            yield
+            return
+        if not self._compiled:
+            self.body.embed_tokens.register_forward_hook(self._ease_compilation)
+            self.body.rotary_emb.register_forward_hook(self._ease_compilation)
+            for block in self.blocks:
+                block.compile()
+            self._compiled = [block._compiled_call_impl for block in self.blocks]
+        for block, compiled in zip(self.blocks, self._compiled, strict=True):
+            block._compiled_call_impl = compiled
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                block._compiled_call_impl = None
+
+    def _ease_compilation(self, _: nn.Module, __: Any, output: Any) -> None:
+        """Make what enters the blocks alike, for one compilation in place of four.
+
+        The first block's input is to need a gradient, as that of the others; and lengths vary.
+        """
+        if self.stage.now.even is None or not self.stage.now.training:
+            return
+        for tensor in output if isinstance(output, tuple) else (output.requires_grad_(),):
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+
     def adapter(self, trial: Trial) -> Adapter:
         """Draw a trial's adapter and head."""
         made = Adapter(trial, self.skeleton, self.device)
@@ -146,7 +196,7 @@ class Base:
         with torch.autocast(self.device.type, self.autocast, enabled=reduced, cache_enabled=False):
             types = {} if now.types is None else {"token_type_ids": now.types}
             hidden = self.body(input_ids=now.ids, position_ids=now.positions, **types)[0]
-            pooled = hidden[0].index_select(0, now.pooled)
+            pooled = hidden.flatten(0, 1).index_select(0, now.pooled)
             if self.pooler is not None:
                 pooled = self.pooler(pooled[:, None])
             parts = zip(now.lanes, pooled.split(now.texts), strict=True)

@@ -1,6 +1,7 @@
 """The engine: the pack's loop from the first step to the last result."""
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import transformers
 from lorasweep import engines
 from lorasweep.engines import environment, memory
 from lorasweep.engines.base import Watch
-from lorasweep.engines.packed import state
+from lorasweep.engines.packed import state, steps
 from lorasweep.engines.packed.bank import Bank
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of
@@ -38,6 +39,7 @@ class Pack:
         self.base, self.folder, self.watch = base, folder, watch
         self.active: list[Member] = []
         self.waiting: list[Member] = []
+        self.steps: list[steps.Steps] = []
 
     # ----------------------------------------------------------------- coming and going
 
@@ -55,8 +57,8 @@ class Pack:
 
     def _member(self, trial: Trial, folder: Path) -> Member:
         adapter = self.base.adapter(trial)
-        shape = adapter.shape(adapter.rank)
-        adapter.settle_in(Bank(shape, 1, self.base.autocast, self.base.device), 0)
+        bank = Bank(adapter.shape(), 1, self.base.autocast, self.base.device)
+        adapter.settle_in(bank, 0)
         member = Member(trial, folder, adapter, self.base.train.lengths)
         state.restore(member)
         return member
@@ -81,6 +83,8 @@ class Pack:
         result.environment = {**environment.describe(), **self.base.lineage}
         if result.state != "stopped":
             state.forget(member.folder)
+        for slots in self.steps:
+            slots.vacate(member)
         self.watch.end(member.trial, result)
         self._refill()
 
@@ -95,15 +99,39 @@ class Pack:
                 self._stop()
                 return
             for group in self._groups():
-                losses = self._guarded(group, self._gradients)
-                for member, loss in zip(group, losses or (), strict=losses is not None):
-                    self._learn(member, loss)
+                self._round(group)
 
     def _groups(self) -> list[list[Member]]:
         """Who shares a pass: nobody in strict mode, where equal shapes make equal bits."""
-        if not self.active:
-            return []
-        return [[m] for m in self.active] if self.base.strict else [list(self.active)]
+        if self.base.strict:
+            return [[m] for m in self.active]
+        even = [m for m in self.active if self._even(m)]
+        uneven = [m for m in self.active if not self._even(m)]
+        return [group for group in (even, uneven) if group]
+
+    def _even(self, member: Member) -> bool:
+        return steps.worthwhile(self.base) and steps.recordable(self.base, member)
+
+    def _round(self, group: list[Member]) -> None:
+        """Take the next micro-batch of each trial, and the step where one is complete."""
+        started, before = time.perf_counter(), [(m.step, m.tokens) for m in group]
+        even = self._even(group[0])
+        gave = self._guarded(group, self._whole_steps if even else self._gradients)
+        if gave is None:
+            return
+        told: list[float | DivergedError | None] = []
+        for member, one in zip(group, gave, strict=True):
+            try:
+                told.append(member.stepped(one) if even else member.learn(one))
+            except DivergedError as error:
+                told.append(error)
+        read = [m.tokens - tokens for m, (_, tokens) in zip(group, before, strict=True)]
+        self._divide(time.perf_counter() - started, group, read)
+        for member, (step, _), logged in zip(group, before, told, strict=True):
+            if isinstance(logged, DivergedError):
+                self._leave(member, Result("diverged", error=str(logged)))
+            elif member.step > step:
+                self.watch.step(member.trial, member.step, member.total, logged)
 
     def _guarded(self, group: list[Member], work: Callable[[list[Member]], T]) -> T | None:
         """Do what a group has in common; where it fails, take it back and split the group."""
@@ -118,6 +146,7 @@ class Pack:
             return None
 
     def _split(self, group: list[Member], error: Exception) -> None:
+        self.steps.clear()
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(group) > 1:
@@ -132,47 +161,54 @@ class Pack:
         else:
             self._leave(member, engines.failure(error, member.folder))
 
-    @contextmanager
-    def _shared(self, members: Sequence[Member], weights: Sequence[int]) -> Iterator[None]:
-        """Divide the time of what is done here among the trials, by their weights."""
-        started = time.perf_counter()
-        yield
-        seconds, total = time.perf_counter() - started, sum(weights)
+    @staticmethod
+    def _divide(seconds: float, members: Sequence[Member], weights: Sequence[int]) -> None:
+        """Divide time that trials used together, by their weights."""
         for member, weight in zip(members, weights, strict=True):
-            member.share += seconds * weight / total
+            member.share += seconds * weight / sum(weights)
 
     def _gradients(self, group: list[Member]) -> list[torch.Tensor]:
         """Forward and backward of the next micro-batches. Returns the losses."""
-        before = [m.tokens for m in group]
         lanes = [m.read() for m in group]
-        weights = [m.tokens - had for m, had in zip(group, before, strict=True)]
-        with self._shared(group, weights):
-            for member in group:
-                member.adapter.bank.refresh()
-            now = self.base.lay_out(self.base.train, lanes, training=True)
-            losses = self.base.losses(now)
-            torch.autograd.backward(losses)
-            for member in group:
-                member.adapter.bank.settle()
-            return [loss.detach() for loss in losses]
+        banks = {id(m.adapter.bank): m.adapter.bank for m in group}.values()
+        for bank in banks:
+            bank.refresh()
+        losses = self.base.losses(self.base.lay_out(self.base.train, lanes, training=True))
+        torch.autograd.backward(losses)
+        for bank in banks:
+            bank.settle()
+        return [loss.detach() for loss in losses]
 
-    def _learn(self, member: Member, loss: torch.Tensor) -> None:
-        done = member.step
-        try:
-            with self._shared([member], [1]):
-                logged = member.learn(loss)
-        except DivergedError as error:
-            self._leave(member, Result("diverged", error=str(error)))
-            return
-        if member.step > done:
-            self.watch.step(member.trial, member.step, member.total, logged)
+    def _whole_steps(self, group: list[Member]) -> list[torch.Tensor]:
+        """Take the next steps, all of one shape. Returns the norms of the gradients."""
+        return self._seated(group).step(group)
+
+    def _seated(self, group: list[Member]) -> steps.Steps:
+        """Return the slots that these trials sit in; new ones where none fit."""
+        for found in self.steps:
+            if found.holds(group) and found.seats(group):
+                return found
+        # What nobody can use any more goes, and its memory with it.
+        self.steps = [s for s in self.steps if self.base.strict and not s.empty]
+        left = sum(m.total - m.step for m in self.active)
+        on_gpu = self.base.device.type == "cuda"
+        made = steps.Steps(
+            self.base, group, record=on_gpu, compiled=on_gpu and left >= steps.WORTH_COMPILING
+        )
+        self.steps.append(made)
+        return made
 
     # ---------------------------------------------------------------------- evaluations
 
     def _judged(self, members: list[Member]) -> list[Verdict]:
         batch = min(int(m.train["eval_batch_size"]) for m in members)
-        with self._shared(members, [1] * len(members)):
-            return evaluate(self.base, [m.adapter for m in members], batch)
+        started = time.perf_counter()
+        seats = None  # in strict mode evaluation, too, goes one by one
+        if not self.base.strict:
+            seats = next((s for s in self.steps if s.mostly(members)), None)
+        verdicts = evaluate(self.base, [m.adapter for m in members], batch, seats)
+        self._divide(time.perf_counter() - started, members, [1] * len(members))
+        return verdicts
 
     def _evaluate_along(self) -> None:
         while due := [m for m in self.active if m.at_evaluation]:
@@ -229,6 +265,8 @@ class PackedEngine:
     """Trains packs; keeps the last base for the next pack."""
 
     def __init__(self) -> None:
+        # Read when CUDA is first used: without it some products may differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.base: Base | None = None
 
     def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
@@ -248,7 +286,8 @@ class PackedEngine:
             pack.admit(trial)
         for member in pack.active:
             member.share += loading / len(pack.active)
-        pack.run()
+        with _deterministic(enabled=base.strict and base.device.type == "cuda"):
+            pack.run()
 
     def _base(self, trial: Trial) -> Base:
         if self.base is None or self.base.identity != base_of(trial):
@@ -258,9 +297,22 @@ class PackedEngine:
         return self.base
 
 
+@contextmanager
+def _deterministic(*, enabled: bool) -> Iterator[None]:
+    """Take the kernels that give the same bits each time, of attention above all."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(enabled or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def _quiet() -> None:
     """Leave the screen to us: no bars, notes or warnings of the libraries."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # Gradients of a bank lie as its weights do, which is what its optimizer wants.
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")

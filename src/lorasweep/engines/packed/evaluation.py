@@ -14,6 +14,7 @@ from lorasweep import tasks
 from lorasweep.engines.packed.adapter import Adapter
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.layout import Lane
+from lorasweep.engines.packed.steps import Steps
 from lorasweep.engines.packed.tokens import chunks
 
 
@@ -45,20 +46,38 @@ class Verdict:
         ).to_parquet(file, index=False)
 
 
-def evaluate(base: Base, adapters: Sequence[Adapter], batch: int) -> list[Verdict]:
-    """Judge trials by all evaluation texts, ``batch`` of them at a time for every trial."""
-    found: list[list[torch.Tensor]] = [[] for _ in adapters]
-    groups = [[i] for i in range(len(adapters))] if base.strict else [list(range(len(adapters)))]
-    for group in groups:
-        for bank in {id(adapters[i].bank): adapters[i].bank for i in group}.values():
-            bank.refresh()
-        with torch.no_grad():
+def evaluate(
+    base: Base, adapters: Sequence[Adapter], batch: int, steps: Steps | None
+) -> list[Verdict]:
+    """Judge trials by all evaluation texts, ``batch`` of them at a time for every trial.
+
+    Args:
+        base: what they share.
+        adapters: the trials.
+        batch: texts at a time.
+        steps: where all of them sit in slots, if they do.
+    """
+    found: dict[int, list[torch.Tensor]] = {id(adapter): [] for adapter in adapters}
+    for bank in {id(a.bank): a.bank for a in adapters}.values():
+        bank.refresh()
+    groups = [[a] for a in adapters] if base.strict else [list(adapters)]
+    with torch.no_grad():
+        for group in groups:
             for rows in chunks(len(base.eval), batch):
-                lanes = [Lane(adapters[i], rows, 0) for i in group]
-                now = base.lay_out(base.eval, lanes, training=False)
-                for i, scores in zip(group, base.scores(now), strict=True):
-                    found[i].append(scores)
-    return [_verdict(base, torch.cat(parts)) for parts in found]
+                for name, scores in _scores(base, group, rows, steps).items():
+                    if name in found:
+                        found[name].append(scores)
+    return [_verdict(base, torch.cat(found[id(adapter)])) for adapter in adapters]
+
+
+def _scores(
+    base: Base, group: list[Adapter], rows: Sequence[int], steps: Steps | None
+) -> dict[int, torch.Tensor]:
+    if steps is not None:
+        return steps.scores(rows)
+    lanes = [Lane(adapter, rows, 0) for adapter in group]
+    now = base.lay_out(base.eval, lanes, training=False)
+    return {id(a): part for a, part in zip(group, base.scores(now), strict=True)}
 
 
 def _verdict(base: Base, scores: torch.Tensor) -> Verdict:

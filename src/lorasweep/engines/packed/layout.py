@@ -61,6 +61,25 @@ class Lane:
     last: torch.Tensor = field(init=False)  # cell of the pooled token in ``alone``, (rows,)
 
 
+@dataclass(frozen=True)
+class Even:
+    """A pass of fixed shape: every lane has as many tokens, the end of a lane is padding.
+
+    Attributes:
+        texts, width: cells of the attention's table.
+        cell_of: cell of each token, shape (lanes x tokens,); of padding a cell of its own lane.
+        token_of: token of each cell, shape (texts x width,); of padding one of its own lane.
+        real, filled: which tokens, and which cells, are no padding.
+    """
+
+    texts: int
+    width: int
+    cell_of: torch.Tensor
+    token_of: torch.Tensor
+    real: torch.Tensor
+    filled: torch.Tensor
+
+
 @dataclass
 class Pass:
     """Tokens of all lanes one after the other: one forward pass of the base.
@@ -70,6 +89,8 @@ class Pass:
         pooled: index of the token that each text is judged by, shape (texts,).
         labels: class indices, shape (texts,).
         training: whether dropout is on.
+        texts: how many texts each lane has.
+        even: the fixed shape, where there is one; ids and positions are then (lanes, tokens).
     """
 
     lanes: list[Lane]
@@ -79,16 +100,13 @@ class Pass:
     pooled: torch.Tensor
     labels: torch.Tensor
     training: bool
+    texts: list[int]
+    even: Even | None = None
 
     @property
     def tokens(self) -> list[int]:
         """Tokens of each lane."""
         return [lane.tokens for lane in self.lanes]
-
-    @property
-    def texts(self) -> list[int]:
-        """Texts of each lane."""
-        return [len(lane.rows) for lane in self.lanes]
 
 
 def build(
@@ -127,6 +145,7 @@ def build(
         pooled=_to(np.concatenate(pooled), device),
         labels=side.labels[_to(np.concatenate(rows), device)],
         training=training,
+        texts=[len(lane.rows) for lane in lanes],
     )
 
 

@@ -1,7 +1,7 @@
 """Parts of the base that know of several trials: linear layers, dropout, attention."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import bitsandbytes as bnb
@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from lorasweep.engines.packed.layout import Lane, Pass
+from lorasweep.engines.packed.bank import Bank, update
+from lorasweep.engines.packed.layout import Even, Lane, Pass
 
 ATTENTION = "lorasweep_packed"
 
@@ -86,11 +87,24 @@ class PackedLinear(nn.Module):
     def __init__(self, base: nn.Module, slot: str, stage: Stage) -> None:
         super().__init__()
         self.base, self.slot, self.stage = base, slot, stage
+        # For even passes: lanes of each bank, and its (A, B, scale), None where it has none here.
+        self.sizes: list[int] = []
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None] = []
+
+    def seat(self, banks: Sequence[Bank]) -> None:
+        """Set whose lanes follow each other in even passes."""
+        self.sizes = [bank.rows for bank in banks]
+        self.pairs = [
+            (*bank.pairs[self.slot], bank.scale) if self.slot in bank.pairs else None
+            for bank in banks
+        ]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (1, tokens, in) to (1, tokens, out)."""
+        """Map (1, tokens, in), or in even passes (lanes, tokens, in), to the same with out."""
         now = self.stage.now
         y = self.base(x)
+        if now.even is not None:
+            return self._even(x, y)
         if not any(self.slot in lane.adapter.bank.pairs for lane in now.lanes):
             return y
         if len(now.lanes) == 1:
@@ -98,13 +112,23 @@ class PackedLinear(nn.Module):
         parts = zip(now.lanes, x[0].split(now.tokens), y[0].split(now.tokens), strict=True)
         return torch.cat([self._updated(now, *part) for part in parts])[None]
 
+    def _even(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if not any(self.pairs):
+            return y
+        parts = []
+        for pair, own, made in zip(
+            self.pairs, x.split(self.sizes), y.split(self.sizes), strict=True
+        ):
+            parts.append(made if pair is None else update(own, made, *pair))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def _updated(self, now: Pass, lane: Lane, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         adapter = lane.adapter
         if self.slot not in adapter.bank.pairs:
             return y
         if now.training:
             x = adapter.drop(x, adapter.dropout, lane)
-        return adapter.bank.add(self.slot, x, y)
+        return adapter.bank.add(self.slot, adapter.row, x, y)
 
 
 class PackedDropout(nn.Module):
@@ -136,6 +160,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention within each text: (1, heads, tokens, width) to (1, tokens, heads, width)."""
     now: Pass = module.stage.now
+    if now.even is not None:
+        return _even(now.even, query, key, value, scaling), None
     causal = bool(module.is_causal)
     whole = [x[0].transpose(0, 1) for x in (query, key, value)]
     split = zip(*(x.split(now.tokens) for x in whole), strict=True)
@@ -149,6 +175,51 @@ def attend(
 
 
 AttentionInterface.register(ATTENTION, attend)
+
+
+class _Move(torch.autograd.Function):
+    """Tokens to cells or back: a gather both ways, where autograd would add up with atomics.
+
+    ``index`` says where each row of the result comes from, ``back`` the same for the gradient,
+    ``kept`` which rows of the gradient are real; the others are padding and get zeros.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor, kept: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(back, kept)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        back, kept = ctx.saved_tensors
+        return grad.index_select(0, back) * kept[:, None, None], None, None, None
+
+
+def _even(
+    even: Even, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Causal attention in an even pass: (lanes, heads, tokens, width), tokens before heads out.
+
+    Padding is on the right, where nothing looks, so that no mask is needed.
+    """
+
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        flat = x.transpose(1, 2).flatten(0, 1)
+        cells = _Move.apply(flat, even.token_of, even.cell_of, even.real)
+        return cells.view(even.texts, even.width, *flat.shape[1:]).transpose(1, 2)
+
+    rows, keys, values = spread(query), spread(key), spread(value)
+    if query.device.type == "cpu":  # has no fast kernel for grouped heads
+        keys, values = _heads(keys, rows.shape[1]), _heads(values, rows.shape[1])
+    grouped = keys.shape[1] != rows.shape[1]
+    out = functional.scaled_dot_product_attention(
+        rows, keys, values, is_causal=True, scale=scale, enable_gqa=grouped
+    )
+    flat = out.transpose(1, 2).flatten(0, 1)
+    tokens = _Move.apply(flat, even.cell_of, even.token_of, even.filled)
+    return tokens.view(query.shape[0], query.shape[2], *flat.shape[1:])
 
 
 def _heads(x: torch.Tensor, count: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ class Side:
         tokens: token ids, shape (all tokens,), on the device.
         types: token type ids of the same shape, where the tokenizer has them.
         labels: class indices, shape (texts,), on the device.
+        words, classes: tokens and labels again, in main memory.
         starts: where each text starts in ``tokens``, shape (texts,).
         lengths: tokens of each text, shape (texts,).
         last: place of the last token that does not look like padding, counted in its text.
@@ -33,6 +34,8 @@ class Side:
     tokens: torch.Tensor
     types: torch.Tensor | None
     labels: torch.Tensor
+    words: Ints
+    classes: Ints
     starts: Ints
     lengths: Ints
     last: Ints
@@ -60,6 +63,8 @@ def side(dataset: Any, pad: int, device: torch.device) -> Side:
         tokens=torch.from_numpy(tokens.copy()).to(device),
         types=None if types is None else torch.from_numpy(types.copy()).to(device),
         labels=torch.from_numpy(labels).to(device),
+        words=tokens,
+        classes=labels,
         starts=starts,
         lengths=lengths,
         last=_last(tokens, starts, lengths, pad),

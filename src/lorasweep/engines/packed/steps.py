@@ -1,0 +1,349 @@
+"""Whole steps of fixed shape: on a GPU one recorded graph, without a word from the host.
+
+A small base alone leaves a GPU idle between launches. Here the lanes of a pass have equal
+lengths and stay where they are, so that forward, backward, clipping and AdamW of all trials can
+be recorded once and replayed; the host lays out the next texts meanwhile.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorasweep.engines.packed.adapter import Adapter
+from lorasweep.engines.packed.bank import Bank, Shape
+from lorasweep.engines.packed.base import Base
+from lorasweep.engines.packed.layout import Even, Lane, Pass
+from lorasweep.engines.packed.member import Member
+from lorasweep.engines.packed.tokens import Side
+
+# Ranks that share a product; in between they are filled up with zeros. Above, each its own.
+ROUND_RANKS = (16, 64)
+# Tokens of a lane are rounded up to this many: every length is a graph of its own.
+QUANTUM = 128
+# Trial-steps from which compiling the blocks pays (it takes about 40 s).
+WORTH_COMPILING = 20_000
+_WARM_UP = 3
+
+
+def worthwhile(base: Base) -> bool:
+    """Whether steps of fixed shape are faster than what padding costs: where launches count."""
+    return bool(base.device.type == "cuda")
+
+
+def recordable(base: Base, member: Member) -> bool:
+    """Whether a trial's steps are of one shape and draw no random numbers on the way."""
+    if member.adapter.dropout > 0 or member.train["accumulation"] > 1:
+        return False
+    return bool(base.family.pool_last)
+
+
+def round_rank(rank: int) -> int:
+    """Return the rank that ``rank`` is filled up to."""
+    return next((r for r in ROUND_RANKS if rank <= r), rank)
+
+
+def kind(member: Member) -> Hashable:
+    """What two trials need to have in common for one to take the other's place."""
+    train = member.train
+    return (
+        _filled(member).held, train["batch_size"], train["weight_decay"], train["max_grad_norm"],
+    )  # fmt: skip
+
+
+@dataclass
+class Slot:
+    """A lane's place in a bank. Without a member it computes what nobody reads."""
+
+    kind: Hashable
+    bank: Bank
+    row: int
+    batch: int
+    decay: float
+    max_norm: float
+    adapter: Adapter
+    member: Member | None
+
+
+class Level:
+    """Inputs of a pass in which every lane has ``length`` tokens, and its recording.
+
+    Args:
+        lanes: whose tokens they are.
+        batches: for how many texts each lane has room.
+        length: tokens of a lane, padding at its end included.
+        width: tokens of a text in the attention's table.
+        training: whether losses are wanted.
+        device: where the inputs lie.
+    """
+
+    def __init__(
+        self,
+        lanes: list[Lane],
+        batches: list[int],
+        length: int,
+        width: int,
+        device: torch.device,
+        *,
+        training: bool,
+    ) -> None:
+        count, texts = len(lanes), sum(batches)
+        tokens, cells = count * length, texts * width
+        sizes = [tokens, tokens, tokens, cells, texts, texts]
+        self.numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        self.flags = torch.zeros(tokens + cells, dtype=torch.bool, device=device)
+        ids, positions, cell_of, token_of, pooled, labels = self.numbers.split(sizes)
+        real, filled = self.flags.split([tokens, cells])
+        self.length, self.width = length, width
+        self.now = Pass(
+            lanes=lanes,
+            ids=ids.view(count, length),
+            positions=positions.view(count, length),
+            types=None,
+            pooled=pooled,
+            labels=labels,
+            training=training,
+            texts=batches,
+            even=Even(texts, width, cell_of, token_of, real, filled),
+        )
+        self.graph: Any = None
+        for tensor in (cell_of, real):  # for compiled blocks: as long as the lanes are
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+    def load(self, side: Side, rows: Sequence[Sequence[int]]) -> None:
+        """Bring the texts of every lane to the device; a lane may have none."""
+        parts = lay_out(side, rows, self.now.texts, self.length, self.width)
+        for target, source in zip((self.numbers, self.flags), parts, strict=True):
+            ready = source.pin_memory() if target.device.type == "cuda" else source
+            target.copy_(ready, non_blocking=True)
+
+
+def lay_out(
+    side: Side, rows: Sequence[Sequence[int]], batches: Sequence[int], length: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay out texts of equal lanes: the numbers and flags of a ``Level``, one after the other.
+
+    Args:
+        side: where the texts are.
+        rows: texts of each lane, at most as many as ``batches`` says.
+        batches: texts that a lane has room for.
+        length: tokens of a lane, padding at its end included.
+        width: tokens of a text in the attention's table.
+    """
+    lanes, texts = len(rows), sum(batches)
+    ids, positions = np.zeros((2, lanes, length), dtype=np.int64)
+    cell_of, token_of = np.zeros((lanes, length), np.int64), np.zeros((texts, width), np.int64)
+    pooled, labels = np.zeros(texts, np.int64), np.full(texts, -100, np.int64)
+    real, filled = np.zeros((lanes, length), np.bool_), np.zeros((texts, width), np.bool_)
+    text = 0
+    for lane, (of_lane, batch) in enumerate(zip(rows, batches, strict=True)):
+        start = lane * length
+        cell_of[lane] = text * width
+        token_of[text : text + batch] = start
+        pooled[text : text + batch] = start
+        at = 0
+        for row in of_lane:
+            size, source = int(side.lengths[row]), int(side.starts[row])
+            here, place = slice(at, at + size), np.arange(size)
+            ids[lane, here] = side.words[source : source + size]
+            positions[lane, here] = place
+            cell_of[lane, here] = text * width + place
+            token_of[text, :size] = start + at + place
+            real[lane, here], filled[text, :size] = True, True
+            pooled[text] = start + at + side.last[row]
+            labels[text] = side.classes[row]
+            at, text = at + size, text + 1
+        text += batch - len(of_lane)
+    parts = (ids, positions, cell_of, token_of, pooled, labels)
+    numbers = np.concatenate([part.reshape(-1) for part in parts])
+    flags = np.concatenate([real.reshape(-1), filled.reshape(-1)])
+    return torch.from_numpy(numbers), torch.from_numpy(flags)
+
+
+class Steps:
+    """Runs whole optimizer steps of trials that sit in fixed slots.
+
+    Args:
+        base: what they share.
+        members: who sits there first.
+        record: replay recordings (on a GPU), else compute each time anew.
+        compiled: compile the base's blocks, which fuses their element-wise work.
+    """
+
+    def __init__(
+        self, base: Base, members: Sequence[Member], *, record: bool, compiled: bool
+    ) -> None:
+        self.base, self.record, self.compiled = base, record, compiled
+        self.slots: list[Slot] = []
+        self.banks: list[Bank] = []
+        self.levels: dict[int, Level] = {}
+        # The table of the attention is as wide as any text, so that only lengths differ.
+        self.width = _rounded(int(base.train.lengths.max()), 16)
+        self._arrange(members)
+        device = base.device
+        self.sums, self.norms, self.rates = torch.zeros(3, len(self.slots), device=device)
+        self.pool = torch.cuda.graph_pool_handle() if record else None
+        for slot, total in zip(self.slots, self.sums, strict=True):
+            if slot.member is not None:
+                _count_in(slot.member, total)
+
+    def _arrange(self, members: Sequence[Member]) -> None:
+        """Put trials of one shape side by side, as rows of one bank."""
+        groups: dict[Hashable, list[Member]] = {}
+        for member in members:
+            groups.setdefault(_filled(member).held, []).append(member)
+        for group in groups.values():
+            bank = Bank(_filled(group[0]), len(group), self.base.autocast, self.base.device)
+            self.banks.append(bank)
+            for row, member in enumerate(group):
+                member.adapter.move(bank, row)
+                train = member.train
+                self.slots.append(
+                    Slot(
+                        kind(member), bank, row, int(train["batch_size"]),
+                        float(train["weight_decay"]), float(train["max_grad_norm"]),
+                        member.adapter, member,
+                    )
+                )  # fmt: skip
+
+    def vacate(self, member: Member) -> None:
+        """Free the slot of a trial that has ended."""
+        for slot in self.slots:
+            if slot.member is member:
+                slot.member, slot.adapter = None, slot.adapter.ghost()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody sits here."""
+        return all(slot.member is None for slot in self.slots)
+
+    def holds(self, members: Sequence[Member]) -> bool:
+        """Whether any of these sits here, or a slot is free."""
+        return any(s.member is None or s.member in members for s in self.slots)
+
+    def mostly(self, members: Sequence[Member]) -> bool:
+        """Whether these all sit here, and are at least half of the slots."""
+        here = [s.member for s in self.slots]
+        return all(m in here for m in members) and 2 * len(members) >= len(here)
+
+    def seats(self, members: Sequence[Member]) -> bool:
+        """Whether all of these sit here, or have now taken a place that became free."""
+        if 2 * len(members) < len(self.slots):
+            return False  # too many empty slots: better fewer
+        seated = [slot.member for slot in self.slots]
+        return all(self._take(member) for member in members if member not in seated)
+
+    def _take(self, member: Member) -> bool:
+        for slot, total in zip(self.slots, self.sums, strict=True):
+            if slot.member is None and slot.kind == kind(member):
+                # Recordings work on the numbers of the row, whose ever they are.
+                member.adapter.move(slot.bank, slot.row)
+                slot.member, slot.adapter = member, member.adapter
+                _count_in(member, total)
+                return True
+        return False
+
+    # --------------------------------------------------------------------------- a step
+
+    def step(self, members: Sequence[Member]) -> list[torch.Tensor]:
+        """Take one step of every member. Returns the norms of their gradients, each shape ()."""
+        taken = [slot.member for slot in self.slots]
+        rows: list[Sequence[int]] = [() if m is None else m.read().rows for m in taken]
+        self._set_rates([0.0 if m is None else m.rate(m.step) for m in taken])
+        level = self._level(max(int(self.base.train.lengths[list(r)].sum()) for r in rows if r))
+        level.load(self.base.train, rows)
+        if self.record:
+            if level.graph is None:
+                self._record(level)
+            level.graph.replay()
+        else:
+            self._compute(level)
+            self._update()
+        of = {id(member): norm for member, norm in zip(taken, self.norms, strict=True)}
+        return [of[id(member)] for member in members]
+
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        source = torch.tensor(rates, dtype=torch.float32)
+        self.rates.copy_(source.pin_memory() if self.record else source, non_blocking=True)
+
+    def _lanes(self) -> list[Lane]:
+        return [Lane(slot.adapter, range(slot.batch), self.width) for slot in self.slots]
+
+    def _level(self, tokens: int) -> Level:
+        length = _rounded(tokens, QUANTUM)
+        if length not in self.levels:
+            batches = [slot.batch for slot in self.slots]
+            self.levels[length] = Level(
+                self._lanes(), batches, length, self.width, self.base.device, training=True
+            )
+        return self.levels[length]
+
+    def _compute(self, level: Level) -> None:
+        """Forward and backward of all slots: gradients in the banks, losses added up."""
+        level.now.lanes = self._lanes()
+        for bank in self.banks:
+            bank.refresh()
+        self.base.seat(self.banks)
+        with self.base.compiled_blocks(enabled=self.compiled):
+            losses = self.base.losses(level.now)
+            torch.autograd.backward(losses)
+        with torch.no_grad():
+            self.sums += torch.stack(losses)
+            for bank in self.banks:
+                bank.settle()
+
+    def _update(self) -> None:
+        with torch.no_grad():
+            for i, slot in enumerate(self.slots):
+                norm = slot.bank.step(slot.row, self.rates[i], slot.decay, slot.max_norm)
+                self.norms[i].copy_(norm)
+
+    def _record(self, level: Level) -> None:
+        """Record a step. What leads up to it computes gradients only, and forgets them."""
+        sums = self.sums.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                self._compute(level)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.sums.copy_(sums)
+        for slot in self.slots:
+            slot.bank.clear(slot.row)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            self._compute(level)
+            self._update()
+        level.graph = graph
+
+    # ----------------------------------------------------------------------- evaluation
+
+    def scores(self, rows: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Scores (texts, classes) of all slots on the same evaluation texts, by ``id(adapter)``."""
+        data, count = self.base.eval, len(self.slots)
+        lengths = data.lengths[list(rows)]
+        level = Level(
+            self._lanes(), [len(rows)] * count, int(lengths.sum()), int(lengths.max()),
+            self.base.device, training=False,
+        )  # fmt: skip
+        level.load(data, [rows] * count)
+        self.base.seat(self.banks)
+        found = self.base.scores(level.now)
+        return {id(s.adapter): part for s, part in zip(self.slots, found, strict=True)}
+
+
+def _rounded(number: int, to: int) -> int:
+    return -(-number // to) * to
+
+
+def _filled(member: Member) -> Shape:
+    return member.adapter.layout.filled(round_rank(member.adapter.rank))
+
+
+def _count_in(member: Member, total: torch.Tensor) -> None:
+    """Let a member's losses be added up in its slot."""
+    member.loss = total.copy_(member.loss)
+    member.mark()
