@@ -4,7 +4,7 @@ What goes wrong, and how often, comes through the environment, which workers inh
 
 - ``FAULTY``: a folder; every start of a trial is noted in it, a line each in ``starts``.
 - ``FAULTY_STEPS``, ``FAULTY_STEP_S``: length of a ``NoTorch`` trial, and of its steps.
-- ``FAULTY_<KIND>=r:n``: trials of rank ``r`` fail so in their first ``n`` attempts.
+- ``FAULTY_<KIND>=r:n,…``: trials of rank ``r`` fail so in their first ``n`` attempts.
 """
 
 import hashlib
@@ -12,17 +12,18 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lorasweep import engines
-from lorasweep.engines.base import Watch
+from lorasweep.engines.base import Engine, Watch
 from lorasweep.trial import Result, Trial
 
 HOME = Path(os.environ.get("FAULTY", "."))
+FAIL_AT = 3  # the step in which real trainings fail
 
 
-def note(trial: Trial, what: str = "starts") -> int:
+def note(trial: Trial, what: str) -> int:
     """Count what happens to a trial; returns how often it has, this time included."""
     line = f"{trial['lora.r']}\n".encode()
     log = os.open(HOME / what, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -35,8 +36,9 @@ def note(trial: Trial, what: str = "starts") -> int:
 
 def due(kind: str, trial: Trial) -> bool:
     """Whether this attempt of this trial is to fail in this way."""
-    rank, _, times = os.environ.get(f"FAULTY_{kind}", "").partition(":")
-    return rank == str(trial["lora.r"]) and note(trial, kind.lower()) <= int(times)
+    wanted = dict(w.split(":") for w in os.environ.get(f"FAULTY_{kind}", "").split(",") if w)
+    times = wanted.get(str(trial["lora.r"]))
+    return times is not None and note(trial, kind.lower()) <= int(times)
 
 
 class NoTorch:
@@ -47,11 +49,17 @@ class NoTorch:
 
     def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
         for trial in trials:
-            note(trial)
+            note(trial, "starts")
+            busy = HOME / "busy" / str(os.getpid())
+            busy.parent.mkdir(exist_ok=True)
+            busy.touch()
+            if len(list(busy.parent.iterdir())) > 1:
+                note(trial, "overlaps")
             try:
                 result = self._one(trial, folder(trial), watch)
             except Exception as error:
                 result = engines.failure(error, folder(trial))
+            busy.unlink()
             watch.end(trial, result)
 
     def _one(self, trial: Trial, folder: Path, watch: Watch) -> Result:
@@ -64,18 +72,65 @@ class NoTorch:
         if due("SLOW", trial):
             pause = 60.0
         state = folder.parent / "state" / "steps.json"
-        begun = json.loads(state.read_text()) if state.exists() else {"step": 0, "sum": trial.key}
-        for step in range(begun["step"] + 1, steps + 1):
+        origin = {"step": 0, "sum": f"{trial['lora.r']} {trial['lora.alpha']}"}
+        at = json.loads(state.read_text()) if state.exists() else origin
+        for step in range(at["step"] + 1, steps + 1):
             time.sleep(pause)
-            begun = {"step": step, "sum": hashlib.md5(begun["sum"].encode()).hexdigest()}
+            at = {"step": step, "sum": hashlib.sha256(at["sum"].encode()).hexdigest()}
             watch.step(trial, step, steps, 1 / step)
             if watch.stopping and step < steps:
                 state.parent.mkdir(exist_ok=True)
-                state.write_text(json.dumps(begun))
+                state.write_text(json.dumps(at))
                 return Result("stopped", folder=folder)
         if due("OOM", trial):
             return Result("oom", error="injected", folder=folder)
-        score = int(begun["sum"][:6], 16) / 16**6
-        (folder / "predictions.txt").write_text(begun["sum"])
+        score = int(at["sum"][:6], 16) / 16**6
+        (folder / "predictions.txt").write_text(at["sum"] * 1000)
         metrics = {"eval/accuracy": score, "eval/loss": 1 - score, "train/loss": score / 2}
         return Result("done", metrics, [("train/loss", steps, score / 2)], folder=folder)
+
+
+class Trainer:
+    """The reference engine, with trainings that fail in their third step."""
+
+    def __init__(self) -> None:
+        from lorasweep.engines.trainer import TrainerEngine
+
+        self.engine: Engine = TrainerEngine()
+
+    def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
+        for trial in trials:
+            note(trial, "starts")
+            self.engine.run([trial], folder, _Failing(watch, trial))
+
+
+class _Failing:
+    """A watch in whose ``step`` things go wrong."""
+
+    def __init__(self, watch: Watch, trial: Trial) -> None:
+        self.watch = watch
+        self.kill, self.oom = due("KILL", trial), due("OOM", trial)
+
+    @property
+    def stopping(self) -> bool:
+        return self.watch.stopping
+
+    def step(self, trial: Trial, step: int, total: int, loss: float | None) -> None:
+        import torch
+
+        time.sleep(float(os.environ["FAULTY_STEP_S"]) if loss is None else 0.0)
+        note(trial, "steps")
+        if step == FAIL_AT and self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == FAIL_AT and self.oom:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory (injected)")
+        self.watch.step(trial, step, total, loss)
+
+    def report(self, trial: Trial, step: int, scores: Mapping[str, float]) -> bool:
+        return self.watch.report(trial, step, scores)
+
+    def end(self, trial: Trial, result: Result) -> None:
+        self.watch.end(trial, result)
+
+    def next(self) -> Trial | None:
+        return None

@@ -9,7 +9,9 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Table
+import pytest
+
+from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Table, wait_for
 
 EIGHT = ("lora.r=1,2,3,...,8", ENGINE.format("NoTorch"), TWO)
 STOPPED = (130, -signal.SIGINT)  # before Python has begun to listen, a shell says 130 of it too
@@ -49,3 +51,70 @@ def test_interrupted_at_twenty_random_moments(box: Sandbox, calm: Callable[..., 
     box.call(*EIGHT, FAULTY_STEPS=8, FAULTY_STEP_S=0.0)
     assert box.table() == calm(*EIGHT, FAULTY_STEPS=8, FAULTY_STEP_S=0.0)
     assert sum(c in STOPPED for c in codes) > 10, codes
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_trials_save_their_state_and_go_on_from_it(
+    box: Sandbox, calm: Callable[..., Table], number: signal.Signals
+) -> None:
+    one = box.start(*EIGHT, FAULTY_STEPS=20, FAULTY_STEP_S=0.2)
+    wait_for(lambda: (box.home / "starts").exists(), "a start")
+    time.sleep(1)
+    one.process.send_signal(number)  # to the controller alone, as `kill` does
+    assert one.ends() == 130
+    box.is_left_clean()
+    assert "running trials save their state" in one.said
+    assert box.states() == {"stopped": 2}
+    assert len(list(box.output.glob("sweep/*/state/steps.json"))) == 2
+    box.call(*EIGHT, FAULTY_STEPS=20, FAULTY_STEP_S=0)
+    assert box.table() == calm(*EIGHT, FAULTY_STEPS=20, FAULTY_STEP_S=0)
+    assert not list(box.output.glob("sweep/*/state"))
+
+
+def test_on_stop_finish_lets_trials_end(box: Sandbox) -> None:
+    one = box.start(*EIGHT, "executor.on_stop=finish", FAULTY_STEP_S=0.5)
+    wait_for(lambda: (box.home / "starts").exists(), "a start")
+    one.tell(signal.SIGINT)
+    assert one.ends() == 130
+    box.is_left_clean()
+    assert "stopping: running trials end" in one.said
+    assert box.states() == {"done": box.starts().total()}
+    assert 1 <= box.starts().total() <= 2
+
+
+@pytest.mark.parametrize("how", ["finish", "checkpoint"])
+def test_twice_ends_now(box: Sandbox, calm: Callable[..., Table], how: str) -> None:
+    one = box.start(*EIGHT, f"executor.on_stop={how}", FAULTY_STEP_S=60)
+    wait_for(lambda: (box.home / "starts").exists(), "a start")
+    one.tell(signal.SIGINT)
+    one.hears("once more ends now")
+    one.tell(signal.SIGINT)
+    assert one.ends(10) == 130
+    box.is_left_clean()
+    assert set(box.states()) == {"stopped"}
+    if how == "finish":
+        box.call(*EIGHT)
+        assert box.table() == calm(*EIGHT)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_makes_the_same_choices_after_a_restart(
+    box: Sandbox, calm: Callable[..., Table], sampler: str
+) -> None:
+    search = (
+        f"sampler={sampler}", "sampler.trials=7", "sampler.startup=2", "lora.r=1,2,3,...,64",
+        ENGINE.format("NoTorch"), "executor.workers=1",
+    )  # fmt: skip
+    one = box.start(*search, FAULTY_STEP_S=0.2)
+    one.hears("[2/7]")
+    one.tell(signal.SIGINT)
+    assert one.ends() == 130
+    box.is_left_clean()
+    one = box.start(*search, FAULTY_STEP_S=0.2)
+    one.hears("[1/")
+    one.process.kill()
+    one.ends()
+    box.no_process_is_left()
+    box.call(*search)
+    assert box.table() == calm(*search)
+    assert box.states() == {"done": 7}
