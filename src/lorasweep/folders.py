@@ -1,6 +1,8 @@
 """A trial's own folder: its configuration, what it saves while it runs, and its artefacts."""
 
+import json
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,6 @@ def clear(folder: Path, *, state: bool, artifacts: bool = True) -> None:
 
 def save_config(trial: Trial, *files: Path) -> None:
     """Write a trial's resolved configuration, the same into each file."""
-    import yaml
-
     tree: dict[str, Any] = {}
     for name, value in trial.config.items():
         *parents, leaf = name.split(".")
@@ -26,9 +26,15 @@ def save_config(trial: Trial, *files: Path) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = value
-    # libyaml where PyYAML was built with it: a tenth of the time
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    text = yaml.dump(tree, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    text = "".join(_yaml(json.dumps({name: value})) for name, value in tree.items())
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+
+
+@lru_cache(maxsize=256)  # most groups of settings are the same in all trials of a sweep
+def _yaml(text: str) -> str:
+    """Write JSON as YAML."""
+    import yaml
+
+    return yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True)

@@ -175,6 +175,7 @@ class Scheduler:
         self.outbox = Outbox(record)
         self.attempts: dict[str, Attempt] = {}  # running, by key
         self.retry: deque[Attempt] = deque()
+        self.ended: deque[tuple[Attempt, Result]] = deque()  # not recorded yet
         self.exhausted = False  # the sampler has nothing to start, at least for now
         self.ready: deque[Suggestion] = deque()  # asked for, not claimed yet
         self.elsewhere: dict[str, Suggestion] = {}  # claimed by another process
@@ -220,8 +221,9 @@ class Scheduler:
         if not reached and self.outbox.away_s > self.patience * 60:
             self.fail(f"{self.outbox.reason}; gave up after {self.patience:g} min")
         if reached:
-            self._fill()
+            self._fill()  # before what has ended is recorded: a worker waits for less
             self._look_elsewhere()
+        self._settle()
         if not self.attempts and (self.stopped or not self._more()) and not self._waits():
             return False
         self.executor.poll(POLL_S)
@@ -273,6 +275,7 @@ class Scheduler:
 
     def _abandon(self) -> None:
         """Close what was still under way when everything was ended at once."""
+        self._settle()
         for attempt in [*self.attempts.values(), *self.retry]:
             self._close(attempt, Result("stopped", folder=self._folder(attempt) / "artifacts"))
         if self.outbox.flush(now=True):
@@ -449,7 +452,15 @@ class Scheduler:
             result = Result("stopped", folder=result.folder)
         if result.state in ("failed", "oom") and self._retry(attempt, result):
             return
-        self._close(attempt, result)
+        self.ended.append((attempt, result))
+        # What comes next depends on it: a search learns, a failure may end the sweep.
+        if self.sampler.remembers or result.state != "done":
+            self._settle()
+
+    def _settle(self) -> None:
+        """Record what has ended."""
+        while self.ended:
+            self._close(*self.ended.popleft())
 
     def on_lost(self, worker: int, keys: Sequence[str], reason: str) -> None:
         """Have the trials of a worker that died run again (``Handler``)."""

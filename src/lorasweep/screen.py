@@ -18,6 +18,7 @@ from lorasweep.trial import Result, Trial
 PLAIN_WIDTH = 150  # columns when the output is no terminal: no line is cut at 80
 PLAIN_EVERY_S = 10.0  # and then a line so often tells that a long trial is alive
 SHOWN = 20  # trials under way that the live table lists
+BEST = 100  # trials that the final table lists
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -242,7 +243,11 @@ def results(
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     marks = [*front] or [False] * len(rows)
-    for row, best in zip(rows, marks, strict=True):
+    found = list(zip(rows, marks, strict=True))
+    shown = found[:BEST] + [(row, best) for row, best in found[BEST:] if best]
+    if len(found) > len(shown):
+        table.caption, table.caption_justify = f"and {len(found) - len(shown):,} more", "left"
+    for row, best in shown:
         adapts = row["method.trains"] == "adapter"
         table.add_row(
             row["model.name"],

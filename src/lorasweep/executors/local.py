@@ -17,6 +17,7 @@ from lorasweep.executors import worker
 from lorasweep.executors.base import Handler, Job
 
 _QUIT_S = 5.0  # how long a worker may take to leave
+_SOON_S = 0.01  # and, after the last end of a pack, to say that it is idle
 # Each starts from nothing: no memory, no CUDA state and no locks of the controller's.
 _FRESH = multiprocessing.get_context("spawn")
 
@@ -95,9 +96,14 @@ class Local:
             self._hear(pipes[pipe], pipe)
 
     def _hear(self, number: int, pipe: Connection) -> None:
-        """Take all that waits in a pipe, or note that nobody is at its other end."""
+        """Take all that waits in a pipe, or note that nobody is at its other end.
+
+        After the last end of a pack that is also what the worker says next, at once: it shall
+        not wait for its next pack while the scheduler writes down the last one.
+        """
+        found = self._workers[number]
         try:
-            while pipe.poll():
+            while pipe.poll(0 if found.keys or found.ready else _SOON_S):
                 self._take(number, pipe.recv())
         except (EOFError, OSError):
             self._lost(number)
