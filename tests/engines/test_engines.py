@@ -83,12 +83,12 @@ def test_a_stopped_trial_goes_on_and_ends_as_if_never_stopped(
     engine: type[Engine], order: str, make: Make, tmp_path: Path
 ) -> None:
     (trial,) = make(
-        "model=tiny_bert", "train.max_steps=30", "lora.dropout=0.1", "train.batch_size=16",
+        "model=tiny_bert", "train.max_steps=12", "lora.dropout=0.1", "train.batch_size=16",
         f"train.order={order}",
     )  # fmt: skip
     whole = run(engine(), [trial], tmp_path / "whole").results[trial.key]
     watch = Watch()
-    watch.stop_after = 13  # in the third epoch
+    watch.stop_after = 8  # in the second epoch
     first = run(engine(), [trial], tmp_path / "parts", watch).results[trial.key]
     assert first.state == "stopped"
     second = run(engine(), [trial], tmp_path / "parts").results[trial.key]
@@ -124,13 +124,13 @@ def test_alone_in_a_pack_a_trial_gives_the_references_curve(
 
 OTHERS: dict[str, list[str]] = {
     "accumulation": ["model=tiny_llama", "train.accumulation=2", "train.batch_size=5"],
-    "random order, whole epochs": ["model=tiny_bert", "train.order=random", "train.epochs=2.5"],
+    "random order, whole epochs": ["model=tiny_bert", "train.order=random", "train.epochs=1.5"],
     "trained head with an update": [
         "model=tiny_llama", "target=all_linear_head", "lora.dropout=0.1",
-        "train.padding=max_length", "train.epochs=2",
+        "train.padding=max_length",
     ],
     "decay and schedule": [
-        "model=tiny_bert", "train.weight_decay=0.1", "train.schedule=cosine", "train.epochs=2",
+        "model=tiny_bert", "train.weight_decay=0.1", "train.schedule=cosine",
         "train.optimizer=adamw_torch", "train.max_grad_norm=0.0", "target=qv",
     ],
     "early stopping": [

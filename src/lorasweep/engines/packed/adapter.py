@@ -1,6 +1,7 @@
 """The adapter of one trial: drawn and saved by PEFT, trained in a bank."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import transformers
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lorasweep.engines.packed.bank import Bank, Shape, shape_of
+from lorasweep.engines.packed.bank import MATRICES, Bank, Shape, shape_of
 from lorasweep.engines.packed.layout import Lane
 from lorasweep.models import adapters, load, roles
 from lorasweep.trial import Trial
@@ -50,6 +51,9 @@ class HeadDropout(nn.Module):
         super().__init__()
         self.p, self.adapter, self.every_token = p, adapter, every_token
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HeadDropout":
+        return HeadDropout(self.p, self.adapter, every_token=self.every_token)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (texts, …, width) to the same shape."""
         lane = self.adapter.lane
@@ -62,77 +66,86 @@ class HeadDropout(nn.Module):
         return x * noise[lane.last]
 
 
-class Adapter:
-    """What one trial trains: low-rank pairs and a head, as views into a row of a bank."""
+class Template:
+    """What adapters of one target have in common: the layers' names, and how PEFT saves them.
 
-    def __init__(self, trial: Trial, skeleton: nn.Module, device: torch.device) -> None:
-        head = roles.head_of(skeleton.config.model_type)
-        self.shell = shell(trial, skeleton, head)
-        self.head: nn.Module = self.shell.base_model.model.get_submodule(head).modules_to_save[
-            "default"
-        ]
-        self.stream = Stream(trial["seed"], device)
-        self.trainable, self.total = adapters.counts(self.shell)
-        self.dropout = float(trial["lora.dropout"])
-        self.rank = int(trial["lora.r"])
-        self.scale = float(trial["lora.alpha"]) / self.rank
-        self.lane: Lane | None = None  # what it reads in the pass under way, if dropout is on
-        self.bank: Bank
-        self.row: int
+    PEFT takes a second to wrap a base of 200 layers, so it does so once; each trial's numbers
+    are then drawn as PEFT draws them.
+    """
 
-    def _pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        return {
-            name: (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+    def __init__(self, trial: Trial, skeleton: nn.Module) -> None:
+        kind = skeleton.config.model_type
+        self.config, self.name = skeleton.config, roles.head_of(kind)
+        self.dtype = next(skeleton.parameters()).dtype
+        self.head: nn.Module = skeleton.get_submodule(self.name)
+        self.shell = _shell(trial, skeleton, self.head)
+        self.layers: dict[str, Any] = {
+            name: layer
             for name, layer in self.shell.base_model.model.named_modules()
             if isinstance(layer, LoraLayer)
         }
+        of_head = sum(p.numel() for p in self.head.parameters())
+        self.frozen = sum(p.numel() for p in skeleton.parameters()) - of_head
 
-    def shape(self) -> Shape:
-        """Layout of the weights as drawn."""
-        pairs = {slot: (tuple(a.shape), tuple(b.shape)) for slot, (a, b) in self._pairs().items()}
-        head = {name: tuple(p.shape) for name, p in self.head.named_parameters()}
-        return shape_of(pairs, head, self.rank)
+    def draw_head(self, trial: Trial) -> nn.Module:
+        """Draw a head; a low-rank update on it comes from the global generator."""
+        head = copy.deepcopy(self.head)
+        load.redraw(head, trial["seed"], self.config)
+        return _with_updates(head, trial) if trial["target.head"] == "full_lora" else head
 
-    def settle_in(self, bank: Bank, row: int) -> None:
-        """Move the weights as drawn into a row of a bank."""
-        pairs, head = self._pairs(), dict(self.head.named_parameters())
-        drawn = [p.detach().reshape(-1) for pair in pairs.values() for p in pair]
-        drawn += [head[name].detach().reshape(-1) for name, _ in bank.shape.head]
-        bank.claim(row, self.shape())
-        bank.write(bank.weights, row, torch.cat([d.cpu() for d in drawn]))
-        for matrix in (bank.first, bank.second):
-            matrix[row].zero_()
-        bank.steps[row] = 0
-        for pair in pairs.values():
-            for parameter in pair:
-                parameter.data = torch.empty(0)
-        self._take(bank, row)
+    def draw_pairs(self, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Draw A and B of every layer from the global generator.
 
-    def move(self, bank: Bank, row: int) -> None:
-        """Go to a row of another bank, with all that the optimizer knows."""
-        bank.claim(row, self.layout)
-        for name in ("weights", "first", "second"):
-            bank.write(getattr(bank, name), row, self.bank.read(getattr(self.bank, name), self.row))
-        bank.steps[row] = self.bank.steps[self.row]
-        self._take(bank, row)
+        PEFT makes two linear layers, which draw weights of their own, and then draws A again;
+        it holds A in the format of the base's weights before it comes to float32.
+        """
+        found = {}
+        for name, layer in self.layers.items():
+            a, b = torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank)
+            for weight in (a, b, a):
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            found[name] = a.to(self.dtype).float(), b.zero_()
+        return found
 
-    def _take(self, bank: Bank, row: int) -> None:
-        self.bank, self.row = bank, row
-        bank.clear(row)
-        bank.scale[row] = self.scale
-        self._hold_head()
+    def save(self, adapter: "Adapter", folder: Path) -> int:
+        """Write an adapter as PEFT does. Returns its size in bytes."""
+        of_row = adapter.bank.weights[adapter.row]
+        for slot, a, b in adapter.layout.pairs:
+            layer = self.layers[slot]
+            layer.lora_A["default"].weight.data = a.of(of_row).cpu().clone()
+            layer.lora_B["default"].weight.data = b.of(of_row).cpu().clone()
+        config = self.shell.peft_config["default"]
+        config.r, config.lora_alpha = adapter.rank, adapter.alpha
+        config.lora_dropout = adapter.dropout
+        wrapper = self.shell.base_model.model.get_submodule(self.name)
+        wrapper.modules_to_save["default"] = copy.deepcopy(adapter.head).cpu()
+        return adapters.save(self.shell, folder)
 
-    def _hold_head(self) -> None:
-        for name, parameter in self.bank.head(self.row).items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(self.head.get_submodule(owner), leaf, parameter)
 
-    def ghost(self) -> "Adapter":
-        """Return what goes on computing in this one's place once it is saved, for nobody."""
-        left = copy.copy(self)
-        left.head = copy.deepcopy(self.head)
-        left._hold_head()
-        return left
+class Adapter:
+    """What one trial trains: low-rank pairs and a head, as views into a row of a bank."""
+
+    def __init__(self, trial: Trial, template: Template, device: torch.device) -> None:
+        self.template, self.stream = template, Stream(trial["seed"], device)
+        self.rank, self.alpha = int(trial["lora.r"]), trial["lora.alpha"]
+        self.dropout, self.scale = float(trial["lora.dropout"]), float(self.alpha) / self.rank
+        self.lane: Lane | None = None  # what it reads in the pass under way, if dropout is on
+        torch.manual_seed(trial["seed"])
+        self.head = template.draw_head(trial)
+        pairs, head = template.draw_pairs(self.rank), dict(self.head.named_parameters())
+        self.own = shape_of(
+            {slot: (tuple(a.shape), tuple(b.shape)) for slot, (a, b) in pairs.items()},
+            {name: tuple(p.shape) for name, p in head.items()},
+            self.rank,
+        )
+        self.trainable = self.own.size
+        of_head = self.own.size - self.own.low_rank
+        self.total = template.frozen + of_head + self.trainable  # PEFT keeps the first head, too
+        drawn = [p.reshape(-1) for pair in pairs.values() for p in pair]
+        drawn += [head[name].detach().reshape(-1) for name, _ in self.own.head]
+        self.drawn: torch.Tensor | None = torch.cat(drawn)
+        self.bank: Bank
+        self.row: int
 
     def set_dropouts(self, *, every_token: bool) -> None:
         """Let the head draw from the trial's own stream."""
@@ -160,16 +173,41 @@ class Adapter:
         norms = [b.of(of_row).norm() for _, _, b in self.layout.pairs]
         return bool(torch.stack(norms).sum() > 0)
 
-    def save(self, folder: Path) -> int:
-        """Write the adapter as PEFT does. Returns its size in bytes. The adapter ends here."""
-        of_row = self.bank.weights[self.row]
-        for (a, b), (_, entry_a, entry_b) in zip(
-            self._pairs().values(), self.layout.pairs, strict=True
-        ):
-            a.data, b.data = entry_a.of(of_row).cpu().clone(), entry_b.of(of_row).cpu().clone()
-        for parameter in self.head.parameters():
-            parameter.data = parameter.data.cpu().clone()
-        return adapters.save(self.shell, folder)
+    def start(self, bank: Bank, row: int) -> None:
+        """Take a row of a new bank, with the weights as drawn."""
+        assert self.drawn is not None
+        bank.claim(row, self.own)
+        bank.write(bank.weights, row, self.drawn)
+        self.drawn = None
+        self._take(bank, row)
+
+    def move(self, bank: Bank, row: int) -> None:
+        """Go to a row of another bank, with all that the optimizer knows."""
+        vectors = {n: self.bank.read(getattr(self.bank, n), self.row) for n in MATRICES}
+        steps = float(self.bank.steps[self.row])
+        bank.claim(row, self.layout)
+        for name, vector in vectors.items():
+            bank.write(getattr(bank, name), row, vector)
+        bank.steps[row] = steps
+        self._take(bank, row)
+
+    def _take(self, bank: Bank, row: int) -> None:
+        self.bank, self.row = bank, row
+        bank.clear(row)
+        bank.scale[row] = self.scale
+        self._hold_head()
+
+    def _hold_head(self) -> None:
+        for name, parameter in self.bank.head(self.row).items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.head.get_submodule(owner), leaf, parameter)
+
+    def ghost(self) -> "Adapter":
+        """Return what goes on computing in this one's place once it is saved, for nobody."""
+        left = copy.copy(self)
+        left.head = copy.deepcopy(self.head)
+        left._hold_head()
+        return left
 
 
 def skeleton(config: transformers.PretrainedConfig, dtype: torch.dtype) -> nn.Module:
@@ -196,12 +234,27 @@ def skeleton(config: transformers.PretrainedConfig, dtype: torch.dtype) -> nn.Mo
     return model
 
 
-def shell(trial: Trial, skeleton: nn.Module, head: str) -> Any:
-    """Return a PEFT model of the trial over the skeleton, its adapter and head as first drawn."""
-    drawn = {id(p) for p in skeleton.get_submodule(head).parameters()}
-    shared = {id(p): p for p in skeleton.parameters() if id(p) not in drawn}
+def _with_updates(head: nn.Module, trial: Trial) -> nn.Module:
+    """Give each linear layer of a head a low-rank update of its own."""
+    lora = trial.group("lora")
+
+    def updated(linear: nn.Linear) -> nn.Module:
+        return adapters.LoraHead(linear, lora["r"], lora["alpha"], lora["dropout"])
+
+    if isinstance(head, nn.Linear):
+        return updated(head)
+    for name, module in list(head.named_modules()):
+        if isinstance(module, nn.Linear):
+            owner, _, leaf = name.rpartition(".")
+            setattr(head.get_submodule(owner), leaf, updated(module))
+    return head
+
+
+def _shell(trial: Trial, skeleton: nn.Module, head: nn.Module) -> Any:
+    """Return a PEFT model of the trial's target over the skeleton, whose weights it shares."""
+    own = {id(p) for p in head.parameters()}
+    shared = {id(p): p for p in skeleton.parameters() if id(p) not in own}
     model = copy.deepcopy(skeleton, shared)
-    load.redraw(model.get_submodule(head), trial["seed"], model.config)
     # k-bit preparation concerns the base alone, which has been through it.
-    plain = Trial({**trial.config, "method.kbit_prepare": False})
-    return adapters.prepare(plain, model)
+    changed = {"method.kbit_prepare": False, "target.head": "full", "lora.r": 1}
+    return adapters.prepare(Trial({**trial.config, **changed}), model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+MATRICES = ("weights", "first", "second")  # of a bank, which make up a trial
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # the Trainer's
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from lorasweep import tasks
-from lorasweep.engines.packed.adapter import Adapter, skeleton
+from lorasweep.engines.packed.adapter import Adapter, Template, skeleton
 from lorasweep.engines.packed.bank import Bank
 from lorasweep.engines.packed.compat import base_of
 from lorasweep.engines.packed.layout import Lane, Pass, build
@@ -71,6 +71,7 @@ class Base:
         kind = model.config.model_type
         self.family = FAMILIES[kind]
         self.skeleton = skeleton(model.config, self._skeleton_dtype(trial))
+        self.templates: dict[str, Template] = {}
         self.pad = int(model.config.pad_token_id)
         self.stage = Stage()
         install(model, roles.blocks_of(kind), self.stage, self._frozen(trial))
@@ -185,7 +186,10 @@ class Base:
 
     def adapter(self, trial: Trial) -> Adapter:
         """Draw a trial's adapter and head."""
-        made = Adapter(trial, self.skeleton, self.device)
+        target = str(trial["target.roles"])
+        if target not in self.templates:
+            self.templates[target] = Template(trial, self.skeleton)
+        made = Adapter(trial, self.templates[target], self.device)
         made.set_dropouts(every_token=self.family.pool_last)
         return made
 

@@ -57,8 +57,7 @@ class Pack:
 
     def _member(self, trial: Trial, folder: Path) -> Member:
         adapter = self.base.adapter(trial)
-        bank = Bank(adapter.shape(), 1, self.base.autocast, self.base.device)
-        adapter.settle_in(bank, 0)
+        adapter.start(Bank(adapter.own, 1, self.base.autocast, self.base.device), 0)
         member = Member(trial, folder, adapter, self.base.train.lengths)
         state.restore(member)
         return member
@@ -245,7 +244,9 @@ class Pack:
         verdict.write(member.folder / "predictions.parquet")
         moved = member.adapter.moved()
         if member.trial["engine.save_adapter"]:
-            metrics["adapter/bytes"] = member.adapter.save(member.folder / "adapter")
+            metrics["adapter/bytes"] = member.adapter.template.save(
+                member.adapter, member.folder / "adapter"
+            )
         if not moved:
             error = "training left lora_B at zero: nothing was learnt"
             return Result("failed", metrics=metrics, error=error)
@@ -302,6 +303,8 @@ def _deterministic(*, enabled: bool) -> Iterator[None]:
     """Take the kernels that give the same bits each time, of attention above all."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(enabled or before)
+    # Else every new tensor is filled, in case somebody reads what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:

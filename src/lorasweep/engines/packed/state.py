@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from lorasweep.engines.packed.bank import MATRICES
 from lorasweep.engines.packed.member import Member
 
 _FORMAT = 1  # counts up when what is written below changes
@@ -28,7 +29,7 @@ def save(member: Member) -> None:
     """Write where a trial stands, at the end of a step, in one move."""
     bank, row = member.adapter.bank, member.adapter.row
     tensors = {
-        **{n: bank.read(getattr(bank, n), row) for n in ("weights", "first", "second")},
+        **{n: bank.read(getattr(bank, n), row) for n in MATRICES},
         **{f"stream.{n}": s.cpu() for n, s in member.adapter.stream.state().items()},
         "steps": bank.steps[row].cpu().reshape(1),
         "loss": member.loss.cpu().reshape(1),
@@ -58,7 +59,7 @@ def restore(member: Member) -> None:
         return
     tensors = load_file(place(member.folder) / "state.safetensors")
     bank, row = member.adapter.bank, member.adapter.row
-    for name in ("weights", "first", "second"):
+    for name in MATRICES:
         bank.write(getattr(bank, name), row, tensors[name])
     bank.steps[row] = float(tensors["steps"])
     streams = {n: tensors[f"stream.{n}"] for n in ("order", "dropout")}

@@ -313,6 +313,7 @@ class Steps:
         for slot in self.slots:
             slot.bank.clear(slot.row)
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the recording keeps memory of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self._compute(level)
