@@ -15,6 +15,7 @@ RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ALPHAS = (8, 16, 32, 64)
 ALPHA_RANK = 8
 METHODS = ("lora", "qlora")
+TARGETS = ("all_linear", "attention")
 STATES = {"oom": "out of memory"}  # in words, where the record's are not
 
 # Settings that all series of a figure must share, and those that each series has for itself.
@@ -26,10 +27,10 @@ _SHARED = (
     "eval_size",
     "max_length",
     "precision",
-    "head",
     "settings",
 )
-_OWN = ("quant", "variant")
+# The paper treats the head in one way on attention and in another on all linear layers.
+_OWN = ("head", "quant", "variant")
 # column → how a caption introduces its value
 _PLAIN = {column: column.replace("_", " ") + " " for column in _SHARED} | {
     "settings": "",
@@ -122,6 +123,14 @@ def overview_view(table: pd.DataFrame, model: str, task: str) -> View:
     found = rows[["method", "target"]].drop_duplicates().itertuples(index=False, name=None)
     series = sorted(((str(m), str(t)) for m, t in found), key=_usual_order)
     return _one_device(_view(table, rows, (model, task, "r"), RANKS, series, ("base", "fft")))
+
+
+def study_view(table: pd.DataFrame, model: str, task: str) -> View:
+    """Select LoRA and QLoRA on both of the paper's targets at any rank and alpha."""
+    rows = _of(table, model, task)
+    rows = rows[rows["method"].isin(METHODS) & rows["target"].isin(TARGETS)]
+    series = [(method, target) for method in METHODS for target in TARGETS]
+    return _view(table, rows, (model, task, "r"), RANKS, series)
 
 
 def values(view: View, series: Series, metric: str) -> pd.DataFrame:
@@ -239,7 +248,7 @@ def _of(table: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
 
 def _usual_order(series: Series) -> tuple[int, str, int, str]:
     """LoRA before QLoRA before others; all-linear before attention before others."""
-    places = [*METHODS, "all_linear", "attention"]
+    places = [*METHODS, *TARGETS]
     rank = [places.index(name) if name in places else len(places) for name in series]
     return rank[0], series[0], rank[1], series[1]
 
