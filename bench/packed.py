@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     add("--compile", choices=("auto", "yes", "no"), default="auto", help="blocks of the pack")
     add("--nf4-cache", choices=("auto", "off"), default="auto")
     add("--texts", help="a csv with the columns text and label")
-    add("--same-seed", action="store_true", help="every trial reads the same batches")
+    add("--same-seed", action="store_true", help="one seed: every trial reads the same batches")
     add("--profile", action="store_true", help="write the costliest kernels of a few steps")
     return parser.parse_args()
 
@@ -106,7 +106,7 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composer = space.Composer(GlobalHydra.instance().config_loader())
         for i in range(count):
-            seed = 0 if args.same_seed else i
+            seed = 0 if args.same_seed else i // len(ranks)  # as in a study: ranks by seeds
             own = [f"lora.r={ranks[i % len(ranks)]}", f"seed={seed}", f"lora.alpha={i + 1}"]
             described = space.read([*common, *own], {}, composer, problems)
             found += space.expand(described, composer, problems)

@@ -40,6 +40,8 @@ class Pack:
         self.active: list[Member] = []
         self.waiting: list[Member] = []
         self.steps: list[steps.Steps] = []
+        on_gpu = base.device.type == "cuda"
+        self.pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
     # ----------------------------------------------------------------- coming and going
 
@@ -190,10 +192,8 @@ class Pack:
         # What nobody can use any more goes, and its memory with it.
         self.steps = [s for s in self.steps if self.base.strict and not s.empty]
         left = sum(m.total - m.step for m in self.active)
-        on_gpu = self.base.device.type == "cuda"
-        made = steps.Steps(
-            self.base, group, record=on_gpu, compiled=on_gpu and left >= steps.WORTH_COMPILING
-        )
+        compiled = self.pool is not None and left >= steps.WORTH_COMPILING
+        made = steps.Steps(self.base, group, pool=self.pool, compiled=compiled)
         self.steps.append(made)
         return made
 

@@ -5,6 +5,7 @@ lengths and stay where they are, so that forward, backward, clipping and AdamW o
 be recorded once and replayed; the host lays out the next texts meanwhile.
 """
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,12 @@ from lorasweep.engines.packed.layout import Even, Lane, Pass
 from lorasweep.engines.packed.member import Member
 from lorasweep.engines.packed.tokens import Side
 
+log = logging.getLogger(__name__)
+
 # Ranks that share a product; in between they are filled up with zeros. Above, each its own.
 ROUND_RANKS = (16, 64)
 # Tokens of a lane are rounded up to this many: every length is a graph of its own.
-QUANTUM = 128
+QUANTUM = 64
 # Trial-steps from which compiling the blocks pays (it takes about 40 s).
 WORTH_COMPILING = 20_000
 _WARM_UP = 3
@@ -168,14 +171,14 @@ class Steps:
     Args:
         base: what they share.
         members: who sits there first.
-        record: replay recordings (on a GPU), else compute each time anew.
+        pool: memory of recordings, which they share as they are replayed in turn; None computes
+            each step anew.
         compiled: compile the base's blocks, which fuses their element-wise work.
     """
 
-    def __init__(
-        self, base: Base, members: Sequence[Member], *, record: bool, compiled: bool
-    ) -> None:
-        self.base, self.record, self.compiled = base, record, compiled
+    def __init__(self, base: Base, members: Sequence[Member], *, pool: Any, compiled: bool) -> None:
+        self.base, self.pool, self.compiled = base, pool, compiled
+        self.record = pool is not None
         self.slots: list[Slot] = []
         self.banks: list[Bank] = []
         self.levels: dict[int, Level] = {}
@@ -184,7 +187,6 @@ class Steps:
         self._arrange(members)
         device = base.device
         self.sums, self.norms, self.rates = torch.zeros(3, len(self.slots), device=device)
-        self.pool = torch.cuda.graph_pool_handle() if record else None
         for slot, total in zip(self.slots, self.sums, strict=True):
             if slot.member is not None:
                 _count_in(slot.member, total)
@@ -254,9 +256,9 @@ class Steps:
         self._set_rates([0.0 if m is None else m.rate(m.step) for m in taken])
         level = self._level(max(int(self.base.train.lengths[list(r)].sum()) for r in rows if r))
         level.load(self.base.train, rows)
-        if self.record:
-            if level.graph is None:
-                self._record(level)
+        while self.record and level.graph is None:
+            self._try_to_record(level)
+        if level.graph is not None:
             level.graph.replay()
         else:
             self._compute(level)
@@ -266,7 +268,9 @@ class Steps:
 
     def _set_rates(self, rates: Sequence[float]) -> None:
         source = torch.tensor(rates, dtype=torch.float32)
-        self.rates.copy_(source.pin_memory() if self.record else source, non_blocking=True)
+        self.rates.copy_(
+            source.pin_memory() if self.pool is not None else source, non_blocking=True
+        )
 
     def _lanes(self) -> list[Lane]:
         return [Lane(slot.adapter, range(slot.batch), self.width) for slot in self.slots]
@@ -300,16 +304,29 @@ class Steps:
                 norm = slot.bank.step(slot.row, self.rates[i], slot.decay, slot.max_norm)
                 self.norms[i].copy_(norm)
 
-    def _record(self, level: Level) -> None:
-        """Record a step. What leads up to it computes gradients only, and forgets them."""
+    def _try_to_record(self, level: Level) -> None:
+        """Record a step; where the libraries cannot, go on without compiling or recording."""
         sums = self.sums.clone()
+        try:
+            self._record(level)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            given_up = "compiled" if self.compiled else "recorded"
+            log.warning("steps are not %s: %s", given_up, str(error).partition("\n")[0])
+            self.record, self.compiled = self.compiled, False
+        self.sums.copy_(sums)
+        for slot in self.slots:
+            slot.bank.clear(slot.row)
+
+    def _record(self, level: Level) -> None:
+        """Record a step, after some computed for their gradients, which are to be forgotten."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
                 self._compute(level)
         torch.cuda.current_stream().wait_stream(stream)
-        self.sums.copy_(sums)
         for slot in self.slots:
             slot.bank.clear(slot.row)
         torch.cuda.synchronize()
