@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.prompt import Confirm
@@ -29,6 +31,9 @@ class Request:
     trials: list[Trial]  # all of them; of a search its extremes, which say what it needs
     objectives: tuple[Objective, ...]
     search: Callable[[], Sampler] | None = None
+    command: str = field(default_factory=lambda: shlex.join(["python", *sys.argv]))
+    # Imports are a part of what the user waits for.
+    began: float = field(default_factory=lambda: psutil.Process().create_time())
 
     @property
     def settings(self) -> Trial:
@@ -38,6 +43,15 @@ class Request:
     def sampler(self, fitting: Sequence[Trial]) -> Sampler:
         """Return what hands out the trials: those given, or the search."""
         return Listed(fitting) if self.search is None else self.search()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended."""
+
+    code: int  # the exit code
+    keys: tuple[str, ...] = ()  # of its trials
+    interrupted: bool = False  # by the user
 
 
 def request_of(arguments: Sequence[str], params: Mapping[str, Any], composer: Composer) -> Request:
@@ -214,7 +228,7 @@ def run(arguments: Sequence[str], params: Mapping[str, Any], composer: Composer)
     Raises:
         LorasweepError: the request, the record or the disk cannot be used.
     """
-    return carry_out(request_of(arguments, params, composer))
+    return carry_out(request_of(arguments, params, composer)).code
 
 
 def run_one(tree: DictConfig) -> int:
@@ -230,7 +244,7 @@ def run_one(tree: DictConfig) -> int:
     aims = samplers.objectives.parse(trial["sampler.objectives"], problems)
     if problems:
         raise RequestError(problems)
-    return carry_out(Request(with_content([trial]), aims), inline=True)
+    return carry_out(Request(with_content([trial]), aims), inline=True).code
 
 
 def fitting(found: plan.Plan, screen: Console) -> list[Trial]:
@@ -251,16 +265,16 @@ def fitting(found: plan.Plan, screen: Console) -> list[Trial]:
     return [p.trial for p in found.trials if p.trial.key not in unfit]
 
 
-def carry_out(request: Request, *, inline: bool = False) -> int:
+def carry_out(request: Request, *, inline: bool = False) -> Outcome:
     """Plan what was asked for, and unless only the plan was wanted, do it."""
     found, screen = planned(request.trials), console()
     match request.settings["plan"]:
         case "json":
             print(json.dumps(plan.to_json(found)))
-            return DONE
+            return Outcome(DONE)
         case "table":
             screen.print(plan.table(found))
-            return DONE
+            return Outcome(DONE)
         case _:
             if request.search is not None:
                 screen.print("a search; its extremes are:", markup=False)

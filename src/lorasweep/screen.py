@@ -24,7 +24,9 @@ BEST = 100  # trials that the final table lists
 def console(*, stderr: bool = False) -> Console:
     """Return a console that stays readable in a file."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, width=None if terminal else PLAIN_WIDTH, highlight=False)
+    width = None if terminal else PLAIN_WIDTH
+    # A notebook would get a display of its own for every line.
+    return Console(stderr=stderr, width=width, highlight=False, force_jupyter=False)
 
 
 @dataclass

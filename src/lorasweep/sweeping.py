@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import psutil
 
 from lorasweep import errors, plan, pruning
-from lorasweep.app import Request
+from lorasweep.app import Outcome, Request
 from lorasweep.costs import devices
 from lorasweep.errors import RecordError, RequestError
 from lorasweep.executors.base import Executor
@@ -30,7 +29,7 @@ _LIBRARIES = 1.0 * 2**30  # bytes that a worker holds besides its trial: torch a
 _RAM_SHARE = 0.6
 
 
-def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: bool) -> int:
+def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: bool) -> Outcome:
     """Run a sweep.
 
     Args:
@@ -40,8 +39,8 @@ def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: 
         inline: run in this process rather than in workers.
 
     Returns:
-        The exit code: 0 all done, 1 some trials failed, 130 stopped by the user or a limit of
-        time.
+        What became of it; exit code 0 where all is done, 1 where some trials failed, 130 where
+        the user or a limit of time stopped it.
 
     Raises:
         RecordError: the record or the disk cannot be used.
@@ -52,12 +51,12 @@ def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: 
         record = Record(str(settings["tracking.uri"]), output / "artifacts")
         study, sampler = str(settings["name"]), request.sampler(trials)
         Outbox(record).collect((output / study).glob("*"))
-        command = " ".join(["python", *sys.argv])
-        sweep = record.open_sweep(study, sampler.identity, f"`{command}`")
+        sweep = record.open_sweep(study, sampler.identity, f"`{request.command}`")
         try:
             record.join(sweep, only=sampler.remembers)
             ending = _go(request, trials, found, record, sweep, sampler, signals, inline=inline)
-            return ending.close()
+            scheduler = ending.scheduler
+            return Outcome(ending.close(), tuple(scheduler.keys), scheduler.interrupted)
         except BaseException:
             with contextlib.suppress(RecordError):  # else the next command closes it
                 record.abandon(sweep)
@@ -232,7 +231,7 @@ class _Ending:
             say_table = results(rows, by, front)
             scheduler.screen.console.print(say_table)
         failed = sum(s in ("failed", "oom", "diverged") for s in states)
-        total, seconds = self.sampler.total, _age()
+        total, seconds = self.sampler.total, self._age()
         done = states.count("done")
         say(f"{done} of {total} trials done, {failed} failed, in {seconds:.0f} s")
         if scheduler.use.first is not None:
@@ -270,7 +269,7 @@ class _Ending:
         totals = {
             "sweep/trials": self.sampler.total,
             "sweep/done": states.count("done"),
-            "sweep/seconds": _age(),
+            "sweep/seconds": self._age(),
             **{f"sweep/{part}_s": seconds for part, seconds in use.parts.items()},
         }
         if use.first is not None:
@@ -284,14 +283,12 @@ class _Ending:
     def _seconds(self) -> str:
         use, workers = self.scheduler.use, self.executor.workers
         assert use.first is not None
-        start = use.first - psutil.Process().create_time()
+        start = use.first - self.request.began
         plural = f"{workers} workers" if workers > 1 else "1 worker"
         return (
             f"seconds: start {start:.1f}; {plural}, {100 * use.idle_share(workers):.0f} % idle; "
             f"over all of them {use}"
         )
 
-
-def _age() -> float:
-    """Seconds since the start of the process: imports are a part of what the user waits for."""
-    return time.time() - psutil.Process().create_time()
+    def _age(self) -> float:
+        return time.time() - self.request.began

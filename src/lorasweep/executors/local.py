@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 from lorasweep.executors import worker
 from lorasweep.executors.base import Handler, Job
@@ -59,7 +61,7 @@ class Local:
         process = _FRESH.Process(
             target=worker.main, args=(theirs, self.target, log), name=f"lorasweep-{number}"
         )
-        with _environment(self.places[number]), _deaf():
+        with _environment(self.places[number]), _deaf(), _without_main():
             process.start()
         theirs.close()  # or its end would never be seen
         self._workers[number] = _Worker(process, ours)
@@ -159,6 +161,20 @@ class Local:
             found.process.join()
             found.pipe.close()
         self._workers.clear()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Have child processes be born without the caller's script.
+
+    They would run it again on their way to the worker: in vain, and in a script that sweeps
+    without ``if __name__ == "__main__"`` it would sweep again.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

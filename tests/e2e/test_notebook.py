@@ -1,0 +1,147 @@
+"""``from lorasweep import sweep``: the same words as on the command line, the tidy table back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import lorasweep
+from lorasweep.errors import RequestError
+from lorasweep.table import COLUMNS
+from tests.conftest import ROOT, Sweep
+from tests.e2e.conftest import rows_of
+
+NOOP = ["model=tiny_bert", "engine.target=bench.noop.Noop", "executor.workers=2"]
+
+
+@pytest.fixture
+def env(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    extra = {
+        "BENCH_LOG": str(tmp_path / "trials.log"),
+        "LORASWEEP_CACHE": str(cache),
+        "PYTHONPATH": str(ROOT),
+    }
+    for name, value in extra.items():
+        monkeypatch.setenv(name, value)
+    return {**os.environ, **extra}
+
+
+def words(data: list[str], output: Path, *more: str) -> list[str]:
+    return [*NOOP, *data, f"output_dir={output}", *more]
+
+
+@pytest.mark.usefixtures("env")
+def test_the_table_is_that_of_the_command_line(
+    sweep: Sweep, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # from another folder: nothing depends on where one stands
+    monkeypatch.chdir(tmp_path)
+    one = words(data, tmp_path, "method=lora,qlora", "lora.r=1,2,...,8")
+    table = lorasweep.sweep(*one)
+    assert tuple(table.columns) == COLUMNS
+    assert len(table) == 8
+    assert set(table["state"]) == {"done"}
+    assert sorted(table["r"].unique()) == [1, 2, 4, 8]
+    assert sorted(table["key"]) == sorted(r["lorasweep.key"] for r in rows_of(tmp_path))
+
+    # The record is shared: what is there is not run again, and other trials are not in the table.
+    assert sweep("-m", *one).stdout.count("] tiny_bert") == 0
+    few = lorasweep.sweep(*words(data, tmp_path, "lora.r=2,16"))
+    assert list(few["r"]) == [2, 16]
+    assert len(rows_of(tmp_path)) == 9
+    kept = table[(table["r"] == 2) & (table["method"] == "lora")]
+    assert list(kept["run_id"]) == list(few[few["r"] == 2]["run_id"])
+
+
+@pytest.mark.usefixtures("env")
+def test_a_study(data: list[str], tmp_path: Path) -> None:
+    more = ["study=patil2025_rank", "lora.r=4,8", "seed=0", "train.max_length=64"]
+    table = lorasweep.sweep(*words(data, tmp_path, *more))
+    assert set(table["study"]) == {"patil2025"}
+    assert set(table["r"].dropna()) == {4, 8}
+
+
+@pytest.mark.usefixtures("env")
+def test_a_search(data: list[str], tmp_path: Path) -> None:
+    more = ["sampler=random", "sampler.trials=5", "lora.r=1,2,3,...,64"]
+    table = lorasweep.sweep(*words(data, tmp_path, *more))
+    assert len(table) == 5
+
+
+def test_a_bad_request_raises_with_all_problems(tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        lorasweep.sweep("methd=lora", "lora.r=0", "model=tiny_bert", f"output_dir={tmp_path}/out")
+    said = "\n".join(caught.value.problems)
+    assert "did you mean 'method'" in said
+    assert "lora.r=0" in said
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(RequestError):
+        lorasweep.sweep("lora.r=[")
+
+
+def test_a_plan_runs_nothing(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = lorasweep.sweep(*words(data, tmp_path / "out", "plan=json", "lora.r=4,8"))
+    assert isinstance(table, pd.DataFrame)
+    assert table.empty
+    assert tuple(table.columns) == COLUMNS
+    assert json.loads(capsys.readouterr().out)["trials"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_script_needs_no_guard(data: list[str], tmp_path: Path, env: dict[str, str]) -> None:
+    script = tmp_path / "script.py"
+    asked = words(data, tmp_path / "out", "lora.r=1,2")
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            print("the script runs")
+            from lorasweep import sweep
+            light = {{"torch", "transformers", "mlflow"}}.isdisjoint(sys.modules)
+            table = sweep(*{asked!r})
+            print(len(table), light, "torch" in sys.modules)
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("the script runs") == 1
+    assert done.stdout.rstrip().endswith("2 True False")
+
+
+def test_an_interrupt_is_passed_on(data: list[str], tmp_path: Path, env: dict[str, str]) -> None:
+    asked = words(data, tmp_path / "out", "lora.r=1,2,3,...,64")
+    code = f"from lorasweep import sweep; sweep(*{asked!r}); print('went on')"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        env={**env, "BENCH_SLEEP": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[ 1/64]"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=120) != 0
+    assert "KeyboardInterrupt" in rest
+    assert "went on" not in rest
+    assert all(r["lorasweep.state"] in ("done", "stopped") for r in rows_of(tmp_path / "out"))
+
+
+def test_the_package_stays_light() -> None:
+    code = "import sys, lorasweep; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"hydra", "pandas", "mlflow", "torch"}.isdisjoint(done.stdout.split())
