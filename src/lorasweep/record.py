@@ -32,6 +32,7 @@ from lorasweep.trial import FINAL_STATES, Result, State, Trial
 
 _PARENT = "mlflow.parentRunId"
 _LEASE = "lorasweep.lease."  # on the run of a sweep, one for each controller: when it ends
+_LEFT = "0"
 _SUGGESTION = "lorasweep.suggestion."  # on the run of a sweep, one a number
 _RUN_STATUS = {"done": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
 _BATCH = 100  # the most params or tags MLflow takes at once
@@ -83,9 +84,12 @@ class Record:
         self.uri, self.artifacts = absolute(uri), artifacts.resolve()
         self._places: dict[str, str] = {}  # run → where its artefacts lie
         self._experiments: dict[str, Experiment] = {}  # by study
-        self._others: tuple[float, frozenset[str]] = (0.0, frozenset())
+        self._looked = 0.0
+        self._others: frozenset[str] = frozenset()  # that lived when last looked up
+        self._before: frozenset[str] = frozenset()  # that took part before this process did
+        self._company = False  # whether another process took part since, be it gone by now
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # said in a sentence
         # A server that is away is waited for by the scheduler, which meanwhile goes on.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -183,9 +187,15 @@ class Record:
                     "wait for it, or start another one with a different sampler.seed"
                 )
             self.renew(sweep)
+            self._before = frozenset(self._leases())
         if self.others():
             time.sleep(2 * _LOOK_S)
         with _sentences(self.uri):
+            for name, until in self.client.get_run(sweep).data.tags.items():
+                owner = name.removeprefix(_LEASE)
+                if owner not in (name, str(leases.here())) and not _takes_part(owner, until):
+                    with contextlib.suppress(MlflowException):  # two may tidy up at once
+                        self.client.delete_tag(sweep, name)
             for run in _runs(self.client, "attributes.status = 'RUNNING'"):
                 owner = run.data.tags.get("lorasweep.owner")
                 if owner is not None and owner != str(leases.here()) and not self._lives(run):
@@ -200,42 +210,44 @@ class Record:
     def leave(self, sweep: str) -> None:
         """Say that this process has ended its part in a sweep.
 
-        Runs whose start got lost on the way here (the server went away before it answered) are
-        taken back: their trials were claimed again.
+        It is not forgotten: who was at work meanwhile must learn that it is not alone. Runs
+        whose start got lost on the way here (the server went away before it answered) are taken
+        back: their trials were claimed again.
         """
         with _sentences(self.uri):
             owned = f"attributes.status = 'RUNNING' and tags.`lorasweep.owner` = '{leases.here()}'"
             for run in _runs(self.client, owned):
                 self.client.delete_run(run.info.run_id)
-            with contextlib.suppress(MlflowException):
-                self.client.delete_tag(sweep, f"{_LEASE}{leases.here()}")
+            self.client.set_tag(sweep, f"{_LEASE}{leases.here()}", _LEFT)
 
     def others(self) -> frozenset[str]:
         """Other processes that may be claiming trials in this record, looked up each second."""
-        looked, found = self._others
-        if time.monotonic() - looked > _LOOK_S:
-            with _sentences(self.uri):
-                found = frozenset(
-                    owner
-                    for run in _runs(self.client, "tags.`lorasweep.sweep` != ''")
-                    for owner in self._living(run)
-                )
-            self._others = time.monotonic(), found
-        return found
+        if time.monotonic() - self._looked > _LOOK_S:
+            found = self._leases()
+            self._others = frozenset(o for o, until in found.items() if _takes_part(o, until))
+            self._company |= bool(self._others or found.keys() - self._before)
+            self._looked = time.monotonic()
+        return self._others
+
+    def _leases(self) -> dict[str, str]:
+        """Return what every other process that takes or took part in a sweep said last."""
+        with _sentences(self.uri):
+            return {
+                name.removeprefix(_LEASE): until
+                for run in _runs(self.client, "tags.`lorasweep.sweep` != ''")
+                for name, until in run.data.tags.items()
+                if name.startswith(_LEASE) and name != f"{_LEASE}{leases.here()}"
+            }
 
     def working_on(self, sweep: str) -> frozenset[str]:
         """Other living processes that take part in this very sweep."""
         with _sentences(self.uri):
-            return frozenset(self._living(self.client.get_run(sweep)))
-
-    @staticmethod
-    def _living(sweep: Run) -> list[str]:
-        found = []
-        for name, until in sweep.data.tags.items():
-            owner = name.removeprefix(_LEASE)
-            if owner not in (name, str(leases.here())) and leases.alive(owner, float(until)):
-                found.append(owner)
-        return found
+            return frozenset(
+                owner
+                for name, until in self.client.get_run(sweep).data.tags.items()
+                for owner in [name.removeprefix(_LEASE)]
+                if owner not in (name, str(leases.here())) and _takes_part(owner, until)
+            )
 
     def _lives(self, run: Run) -> bool:
         """Whether the owner of a trial's run still works on it."""
@@ -275,7 +287,8 @@ class Record:
             again: run it even though the record has it.
             contested: another process had it before, and may be dead by now.
         """
-        careful = contested or bool(self.others())
+        # Who has gone may have ended trials since this process read what there was.
+        careful = contested or bool(self.others()) or self._company
         with _sentences(self.uri):
             if contested and self._rivals(trial.key, again=again) is None:
                 return None  # before a run is made in vain, each time that is asked
@@ -447,6 +460,11 @@ class Record:
             self.client.set_terminated(sweep, "FINISHED" if whole else "KILLED")
 
 
+def _takes_part(owner: str, until: str) -> bool:
+    """Whether a process still takes part in a sweep, by what it said last."""
+    return until != _LEFT and leases.alive(owner, float(until))
+
+
 def _prepare_sqlite(file: Path) -> None:
     """Make the database whole before it gets its name: no one ever sees half of one."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -514,7 +532,7 @@ def read(uri: str) -> list[dict[str, Any]]:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise RecordError(f"no record at {uri}; run a sweep first (make sweep)")
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # said in a sentence
     with _sentences(uri):
         client = MlflowClient(uri, uri)
         names = {e.experiment_id: e.name for e in client.search_experiments(ViewType.ACTIVE_ONLY)}

@@ -1,0 +1,124 @@
+"""The record shared by two controllers, out of reach, or out of room: it stays true."""
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Sandboxes, Table, wait_for
+from tests.e2e.faults.servers import MlflowServer, postgres
+
+EIGHT = ("lora.r=1,2,3,...,8", ENGINE.format("NoTorch"), TWO)
+
+
+def test_two_controllers_share_the_work_and_one_outlives_the_other(
+    box: Sandbox, calm: Callable[..., Table]
+) -> None:
+    both = [box.start(*EIGHT, FAULTY_STEP_S=0.1) for _ in range(2)]
+    assert [one.ends() for one in both] == [0, 0], both[0].said + both[1].said
+    box.is_left_clean()
+    assert box.table() == calm(*EIGHT)
+    assert set(box.starts().values()) == {1}
+    assert set(box.attempts().values()) == {1}
+    assert all("8 of 8 trials done" in one.said for one in both)
+
+    sixteen = ("lora.r=1,2,3,...,16", *EIGHT[1:])
+    both = [box.start(*sixteen, FAULTY_STEP_S=0.3) for _ in range(2)]
+    wait_for(lambda: box.starts().total() >= 12, "both at work")
+    both[0].process.kill()
+    assert both[1].ends() == 0, both[1].said
+    both[0].ends()
+    box.is_left_clean()
+    assert box.table() == calm(*sixteen)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    made = MlflowServer(tmp_path / "server")
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_a_server_that_goes_away_costs_no_result(
+    sandboxes: Sandboxes, server: MlflowServer, tmp_path: Path, calm: Callable[..., Table]
+) -> None:
+    box = sandboxes(tmp_path, server.uri)
+    command = (*EIGHT, "tracking=server", f"tracking.uri={server.uri}")
+    one = box.start(*command, FAULTY_STEP_S=0.3)
+    one.hears("[2/8]")
+    server.stop()
+    wait_for(lambda: list(box.output.glob("sweep/*/result.json")), "a result on disk")
+    server.start()
+    one.hears("[5/8]")
+    server.stop()
+    wait_for(lambda: list(box.output.glob("sweep/*/result.json")), "a result on disk")
+    one.tell(signal.SIGINT)  # who does not wish to wait finds it there the next time
+    assert one.ends() == 130, one.said
+    assert "wait on disk for the record" in one.said
+    box.no_process_is_left()
+    server.start()
+    box.call(*command, FAULTY_STEP_S=0.3)
+    assert box.table() == calm(*EIGHT)
+    assert set(box.starts().values()) <= {1, 2}
+    assert not list(box.output.glob("sweep/*/result.json"))
+    box.end()
+
+
+def test_two_controllers_on_a_server_over_postgresql(
+    sandboxes: Sandboxes, tmp_path: Path, calm: Callable[..., Table]
+) -> None:
+    (tmp_path / "postgres").mkdir()
+    with postgres(tmp_path / "postgres") as store:
+        server = MlflowServer(tmp_path / "server", store)
+        try:
+            server.start()
+            box = sandboxes(tmp_path, server.uri)
+            command = (*EIGHT, "tracking=server", f"tracking.uri={server.uri}")
+            both = [box.start(*command, FAULTY_STEP_S=0.1) for _ in range(2)]
+            assert [one.ends() for one in both] == [0, 0], both[0].said + both[1].said
+            box.is_left_clean()
+            assert box.table() == calm(*EIGHT)
+            assert set(box.starts().values()) == {1}
+            box.end()
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_sweep_with_a_sentence_and_costs_nothing(
+    small_disk: Path, box: Sandbox, calm: Callable[..., Table]
+) -> None:
+    command = (*EIGHT, "tracking.patience=0.05")
+    one = box.start(*command, FAULTY_STEP_S=0.3)
+    one.hears("[2/8]")
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(4096))
+        except OSError:
+            pass
+    assert one.ends() == 3, one.said
+    box.no_process_is_left()
+    assert "No space left" in one.said or "full" in one.said
+    assert "Traceback" not in one.said
+    filler.unlink()
+    box.call(*command)
+    assert box.table() == calm(*EIGHT)
+    assert set(box.starts().values()) <= {1, 2}
