@@ -337,9 +337,11 @@ def side_by_side(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=False)
     rows = []
     for place in own:
-        with (Path(place) / "packed.csv").open() as stream:
-            rows += list(csv.DictReader(stream))
-    found: dict[str, Any] = {**rows[0], "arm": "processes+mps" if args.mps else "processes"}
+        if (Path(place) / "packed.csv").exists():  # else it died, out of memory perhaps
+            with (Path(place) / "packed.csv").open() as stream:
+                rows += list(csv.DictReader(stream))
+    first = rows[0] if rows else {"model": args.model, "error": "no process came to its end"}
+    found: dict[str, Any] = {**first, "arm": "processes+mps" if args.mps else "processes"}
     found["count"], found["error"] = args.count, "; ".join(r["error"] for r in rows if r["error"])
     for name in ("trial_steps", "tokens_per_s", "trials_per_h", "peak_share", "reserved_gib"):
         found[name] = sum(float(r[name] or 0) for r in rows)
