@@ -7,7 +7,7 @@ RECORD ?= sqlite:///outputs/mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep figures tables ui test lint format bench clean
+.PHONY: help setup sweep figures tables claims report ui test lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -32,6 +32,12 @@ figures: $(READY) ## record -> results/trials.parquet -> results/figures
 
 tables: $(READY) ## the paper's Tables 1 to 4 beside our own accounting -> results/tables
 	$(BIN)/python -m analysis.paper_tables --out results/tables
+
+claims: $(READY) ## the paper's claims judged: confirmed, refuted or undecided -> results/claims
+	$(BIN)/python -m analysis claims $(if $(TABLE),--table $(TABLE))
+
+report: $(READY) ## all of it as one page -> results/report (from a results file: TABLE=docs/runs/x.parquet)
+	$(BIN)/python -m analysis report $(if $(TABLE),--table $(TABLE))
 
 ui: $(READY) ## MLflow on localhost, to compare runs
 	@echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"

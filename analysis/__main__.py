@@ -1,4 +1,4 @@
-"""``python -m analysis``: from the record to the tidy table, the figures and the tables."""
+"""``python -m analysis``: from the record to the table, figures, claims and the report."""
 
 import argparse
 import sys
@@ -8,13 +8,19 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from analysis import details as more
 from analysis import figures, tables
 from analysis import table as tidy
 from lorasweep.errors import DONE, LorasweepError
 
 RECORD = Path("outputs/mlflow.db")
 TABLE = Path("results/trials.parquet")
-FIGURES = Path("results/figures")
+OUT = {name: Path("results") / name for name in ("figures", "claims", "report")}
+_WHAT = {
+    "figures": "draw every figure and table",
+    "claims": "judge the paper's claims: confirmed, refuted or undecided",
+    "report": "write all of it as one page, HTML and Markdown",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "table":
-            _make_table(options.uri, options.out)
+            _make_table(options.uri, options.out, whole=True)
         else:
-            _make_figures(options)
+            {"figures": _make_figures, "claims": _judge, "report": _report}[options.command](
+                options
+            )
     except LorasweepError as error:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         return error.exit_code
@@ -37,27 +45,38 @@ def _parser() -> argparse.ArgumentParser:
     make = commands.add_parser("table", help="read the record into the tidy table")
     make.add_argument("--uri", default=f"sqlite:///{RECORD}", help="record (default: %(default)s)")
     make.add_argument("--out", type=Path, default=TABLE, help="default: %(default)s")
-    draw = commands.add_parser("figures", help="draw every figure and table")
-    draw.add_argument("--uri", help=f"record to read first (default: {RECORD} where it exists)")
-    draw.add_argument("--table", type=Path, help=f"tidy table (default: {TABLE})")
-    draw.add_argument("--out", type=Path, default=FIGURES, help="default: %(default)s")
+    for name, what in _WHAT.items():
+        command = commands.add_parser(name, help=what)
+        command.add_argument(
+            "--uri", help=f"record to read first (default: {RECORD} where it exists)"
+        )
+        command.add_argument("--table", type=Path, help=f"tidy table (default: {TABLE})")
+        command.add_argument("--out", type=Path, default=OUT[name], help="default: %(default)s")
     return parser
 
 
-def _make_table(uri: str, out: Path) -> pd.DataFrame:
+def _make_table(uri: str, out: Path, *, whole: bool) -> pd.DataFrame:
+    """Write the table, and with ``whole`` the answers and curves beside it."""
     made = tidy.build(uri)
     tidy.write(made, out)
+    if whole:
+        more.write(more.build(uri, made), out)
     done = int((made["state"] == "done").sum())
     _say(f"{out}: {len(made)} trial{'s' * (len(made) > 1)}, {done} finished, from {uri}")
     return made
 
 
-def _make_figures(options: argparse.Namespace) -> None:
+def _trials(options: argparse.Namespace, *, whole: bool) -> tuple[pd.DataFrame, Path]:
+    """Return the table of a command, made from the record first where there is one."""
     uri, path = options.uri, options.table or TABLE
-    # A table that is named is drawn as it is: it may be all that is left of its record.
+    # A table that is named is taken as it is: it may be all that is left of its record.
     if uri is None and options.table is None and RECORD.exists():
         uri = f"sqlite:///{RECORD}"
-    trials = _make_table(uri, path) if uri else tidy.read(path)
+    return (_make_table(uri, path, whole=whole) if uri else tidy.read(path)), path
+
+
+def _make_figures(options: argparse.Namespace) -> None:
+    trials, _ = _trials(options, whole=False)
     with Console(stderr=True).status("drawing"):
         drawn = figures.draw_all(trials, options.out)
     for folder in sorted({file.parent for file in drawn}):
@@ -65,6 +84,30 @@ def _make_figures(options: argparse.Namespace) -> None:
         _say(f"{folder}: {count} figures (PDF and PNG), captions.md")
     written = tables.write_all(trials, options.out.parent / "tables")
     _say(f"{options.out.parent / 'tables'}: {len(written)} files")
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from analysis import claims  # scipy's and statsmodels' tests: not for the other commands
+
+    trials, path = _trials(options, whole=True)
+    cards = claims.judge(trials, more.read(path))
+    for card in cards:
+        _say(card.title)
+        for claim in card.claims:
+            _say(f"  {claim.number:4}{claim.verdict:11}{claim.rule}")
+    written = claims.write(cards, options.out)
+    _say(", ".join(str(file) for file in written))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from analysis import report
+
+    trials, path = _trials(options, whole=True)
+    commands = path.with_suffix(".commands.txt")
+    told = commands.read_text(encoding="utf-8") if commands.exists() else ""
+    with Console(stderr=True).status("drawing"):
+        written = report.write(report.Source(trials, more.read(path), path, told), options.out)
+    _say(f"{written[0]}, {written[1]}: {len(written) - 2} figure files")
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis import style
+from analysis import table as tidy
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ALPHAS = (8, 16, 32, 64)
@@ -122,7 +123,8 @@ def overview_view(table: pd.DataFrame, model: str, task: str) -> View:
     rows = rows[rows["alpha"] == 2 * rows["r"]]
     found = rows[["method", "target"]].drop_duplicates().itertuples(index=False, name=None)
     series = sorted(((str(m), str(t)) for m, t in found), key=_usual_order)
-    return _one_device(_view(table, rows, (model, task, "r"), RANKS, series, ("base", "fft")))
+    view = _view(table, rows, (model, task, "r"), RANKS, series, ("base", "fft"))
+    return _one_device(_own_costs(view))
 
 
 def study_view(table: pd.DataFrame, model: str, task: str) -> View:
@@ -293,6 +295,22 @@ def _references(rows: pd.DataFrame, setting: dict[str, str]) -> pd.DataFrame:
     return pd.concat([base, trained])
 
 
+def _own_costs(view: View) -> View:
+    """Blank time and memory of trials that shared the device: they are not their own."""
+    rows, references = view.rows.copy(), view.references.copy()
+    for frame in (rows, references):
+        measures = [c for c in frame.columns if c.startswith(("time/", "memory/"))]
+        frame.loc[~tidy.alone(frame), measures] = np.nan
+    shared = int((~tidy.alone(view.done)).sum())
+    if not shared:
+        return view
+    remark = (
+        f"time and memory are those of trials that ran alone; {shared} of {len(view.done)} shared "
+        "a pack, or ran again with other settings"
+    )
+    return replace(view, rows=rows, references=references, remark=remark)
+
+
 def _one_device(view: View) -> View:
     """Blank time and memory taken on any but the commonest device: they do not compare."""
     devices = view.done["device"].value_counts().sort_index(kind="stable")
@@ -305,6 +323,7 @@ def _one_device(view: View) -> View:
         frame.loc[frame["device"] != main, measures] = np.nan
     others = ", ".join(str(device) for device in devices.index if device != main)
     remark = f"time and memory are those on {main}; on {others} they would not compare"
+    remark = "; ".join(filter(None, [view.remark, remark]))
     return replace(view, rows=rows, references=references, remark=remark)
 
 

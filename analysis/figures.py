@@ -19,6 +19,7 @@ from matplotlib.text import Text
 
 from analysis import captions, cells, style
 from analysis.cells import Series, View
+from analysis.slices import slices
 from lorasweep.errors import RecordError, RequestError
 
 
@@ -115,6 +116,9 @@ FIGURES: dict[str, tuple[Draw, Tell]] = {
 def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
     """Draw every figure of every model and task into ``out/<model>_<task>/``.
 
+    Where several learning rates were swept, each further reading (see ``slices``) has a folder of
+    its own, ``out/<model>_<task>_<reading>/``.
+
     A figure without a finished trial is not drawn, and an older picture of it is removed:
     ``captions.md`` says so instead.
 
@@ -128,7 +132,11 @@ def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
     places = table[["model", "task"]].drop_duplicates().sort_values(["model", "task"])
     try:
         for model, task in places.itertuples(index=False, name=None):
-            written += _draw_place(table, model, task, out / f"{model}_{task}".replace("/", "-"))
+            readings = slices(table, model, task)
+            for one in readings:
+                shown = one.table if len(readings) > 1 else table
+                name = "_".join(filter(None, [model, task, one.name])).replace("/", "-")
+                written += _draw_place(shown, model, task, out / name)
     except OSError as error:
         raise RecordError(f"The figures could not be written to {out}: {error}.") from error
     return written

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -120,11 +119,13 @@ def _estimate(by_seed: pd.Series, by_item: pd.DataFrame | None = None) -> Estima
 
 def _clustered(by_item: "np.ndarray[Any, Any]") -> float:
     """Standard error of the mean of seeds × items, clustered by both; 0 where undefined."""
+    from statsmodels.regression.linear_model import OLS  # slow to import: only here
+
     seeds, items = by_item.shape
     groups = np.column_stack([np.repeat(np.arange(seeds), items), np.tile(np.arange(items), seeds)])
     if by_item.std() == 0:
         return 0.0
-    fit = sm.OLS(by_item.ravel(), np.ones(by_item.size)).fit(
+    fit = OLS(by_item.ravel(), np.ones(by_item.size)).fit(
         cov_type="cluster", cov_kwds={"groups": groups}, use_t=True
     )
     variance = float(fit.cov_params()[0, 0])

@@ -1,0 +1,317 @@
+"""The report: one page that says what was asked, what came out, how sure it is and what it cost.
+
+Written once as Markdown with its figures beside it, and rendered from that as one HTML file that
+needs nothing else. The same table gives the same bytes.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import claims, curves, figures, pareto, style, tables
+from analysis.claims import Scorecard, patil2025
+from analysis.details import Details
+from analysis.paper_tables import (
+    BENCH,
+    Measurements,
+    for_people,
+    table1,
+    table2,
+    table3,
+    table4,
+)
+from analysis.report import accounts, html
+from lorasweep.errors import RecordError, RequestError
+
+TITLE = "LoRA and QLoRA against rank, alpha and layers: a published study, tested"
+_PAPER_TABLES = {
+    "Table 1. Time and memory of one trial": table1,
+    "Table 2. Memory from the data type (GB)": table2,
+    "Table 3. Memory at r = 8, all linear layers, term by term (GB)": table3,
+    "Table 4. Trainable parameters, and their share in percent": table4,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a report is made from.
+
+    Attributes:
+        table: one row a trial.
+        details: answers and curves of those trials.
+        path: of the table, as a reader would type it.
+        commands: what was typed to make it, where that was kept.
+    """
+
+    table: pd.DataFrame
+    details: Details
+    path: Path
+    commands: str = ""
+
+
+def write(source: Source, folder: Path) -> list[Path]:
+    """Write ``report.html``, ``report.md`` and the figures into a folder; return the files.
+
+    Raises:
+        RecordError: the disk refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        cards = claims.judge(source.table, source.details)
+        text, drawn = _text(source, cards, folder)
+        page = folder / "report.html"
+        page.write_text(html.page(text, folder), encoding="utf-8")
+        (folder / "report.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RecordError(f"The report could not be written to {folder}: {error}.") from error
+    return [page, folder / "report.md", *drawn]
+
+
+def _text(source: Source, cards: Sequence[Scorecard], folder: Path) -> tuple[str, list[Path]]:
+    pictures = _Pictures(folder)
+    parts = [
+        f"# {TITLE}",
+        _question(source, cards),
+        "## Verdicts",
+        *_verdicts(cards),
+        "## Setting",
+        *_setting(source, cards),
+        *(line for card in cards for line in _figures(card, source, pictures)),
+        "## The paper's tables beside ours",
+        *_tables(source),
+        "## The plan against what happened",
+        *_plan(source),
+        "## What failed, and why",
+        *_failures(source),
+        "## The evidence, part by part",
+        *_evidence(cards),
+        "## How to reproduce it",
+        *_again(source),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n", pictures.written
+
+
+class _Pictures:
+    """Figures of the report, each drawn once into a folder beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.written = folder, list[Path]()
+
+    def add(self, figure: Figure, stem: str, about: str) -> str:
+        """Save a figure and return the Markdown that shows it."""
+        pdf, png = style.save(figure, self.folder / "figures" / stem)
+        self.written += [pdf, png]
+        return f"![{about}](figures/{png.name})"
+
+
+def _question(source: Source, cards: Sequence[Scorecard]) -> str:
+    done = int((source.table["state"] == "done").sum())
+    asked = (
+        "Patil, Khot and Gudivada (Applied Sciences 15, 3087, 2025) fine-tuned LLaMA3-8B to rate "
+        "Yelp reviews with one to five stars: LoRA or QLoRA, on the attention layers or on all "
+        "linear layers, with ranks from 1 to 512 and α from r to 8r. They trained each combination "
+        "once, with one seed, and drew ten conclusions. Do these hold when the seeds are several, "
+        "and how sure can one be?"
+    )
+    if not cards:
+        return f"{asked}\n\nThe results hold {done} finished trials, and no adapter among them."
+    first = cards[0]
+    counts = Counter(claim.verdict for claim in first.claims)
+    told = ", ".join(f"{counts[v]} {v}" for v in ("confirmed", "refuted", "undecided"))
+    answer = (
+        f"On {first.title}, of the ten claims: {told}. The results hold {done} finished trials of "
+        f"{len(source.table)}."
+    )
+    if first.part.model != patil2025.PAPER_MODEL:
+        answer += (
+            f" The model here is {first.part.model} and not LLaMA3-8B: a verdict says whether the "
+            "claim carries over to it, not whether the paper measured well."
+        )
+    return f"{asked}\n\n{answer}"
+
+
+def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
+    if not cards:
+        return ["No trial with an adapter has finished: there is nothing to judge."]
+    rules = (
+        f"A difference counts from {patil2025.COUNTS:g} of accuracy on. Every comparison is paired "
+        "by seed, and by evaluation item where the answers were kept; its 95 % interval is over "
+        "both. A claim is confirmed if every part of it is, refuted if any part is (Holm's "
+        "correction over its parts), and else undecided. One seed alone is always undecided. The "
+        "last column is the verdict by macro F1 over seeds alone, as a check. "
+        "All rules and margins: docs/claims.md."
+    )
+    found = [rules]
+    for card in cards:
+        found += [f"### {_safe(card.title)}", tables.markdown(_cells(claims.summary(card)))]
+    return found
+
+
+def _setting(source: Source, cards: Sequence[Scorecard]) -> list[str]:
+    table = source.table
+    commits = sorted(table["git_commit"].dropna().unique())
+    told = f"Made by lorasweep at {', '.join(c[:12] for c in commits)}." if commits else ""
+    if not cards:
+        return [told]
+    tuned = [card.part.title for card in cards if card.part.name == "tuned"]
+    notes = [f"Tuned means: {_safe(title)}. {_TUNED}" for title in tuned]
+    frame = accounts.settings(card.part for card in cards)
+    return [tables.markdown(_cells(frame)), *notes, told]
+
+
+_TUNED = (
+    "Each was chosen by its mean accuracy over all cells on the items it is judged by, so the "
+    "level is a little too good; ranks and alphas are compared within one rate."
+)
+
+
+def _figures(card: Scorecard, source: Source, pictures: _Pictures) -> list[str]:
+    part = card.part
+    where = part.table, part.model, part.task
+    prefix = "_".join(filter(None, [part.model, part.task, part.name])).replace("/", "-")
+    found = [f"## Figures: {_safe(card.title)}"]
+    for stem, (draw, tell) in figures.FIGURES.items():
+        found += _shown(lambda d=draw: d(*where), pictures, f"{prefix}_{stem}", tell(*where))
+    found += ["### Accuracy against cost"]
+    found += _shown(
+        lambda: pareto.plot_pareto(*where), pictures, f"{prefix}_pareto", pareto.caption(*where)
+    )
+    found += ["### How the trials learnt"]
+    known = source.details.curves
+    for metric in curves.NAMES:
+        if metric != "train/loss" and not (known["metric"] == metric).any():
+            continue
+        told = curves.caption(part.table, known, part.model, part.task, metric)
+        stem = f"{prefix}_curves_{metric.replace('/', '_')}"
+        found += _shown(
+            lambda m=metric: curves.plot_curves(part.table, known, part.model, part.task, m),
+            *(pictures, stem, told),
+        )
+    return found
+
+
+def _shown(draw, pictures: _Pictures, stem: str, caption: str) -> list[str]:  # type: ignore[no-untyped-def]
+    """A picture and its caption, or the caption alone where there is nothing to draw."""
+    about = re.sub(r"[*\[\]]", "", caption).split(". ")[0]
+    try:
+        return [pictures.add(draw(), stem, about), caption]
+    except RequestError:
+        return [caption]
+
+
+def _tables(source: Source) -> list[str]:
+    measured = Measurements(source.path, BENCH)
+    found = [
+        "*paper* is what it printed, *formula* what its formula gives, *ours* what the plan says "
+        "of what is really held, on an A100-40GB; *measured* is from trials that ran alone on the "
+        "device named above, or from bench/."
+    ]
+    if measured.arms.place:
+        found[0] += f" The cost study ran on {_safe(measured.arms.place['device'])}."
+    for title, make in _PAPER_TABLES.items():
+        found += [f"### {title}", tables.markdown(for_people(make(measured)))]
+    return [*found, "### Table 5. The base model", tables.markdown(tables.table5(source.table))]
+
+
+def _plan(source: Source) -> list[str]:
+    frame = accounts.costs(source.table)
+    packed = int(frame["packed"].sum()) if len(frame) else 0
+    notes = [accounts.totals(source.table, frame)]
+    if packed:
+        notes.append(
+            f"{packed} trials were packed: each has a share of its pack's time, and memory is the "
+            "pack's. Time and memory of methods are compared over trials that ran alone only."
+        )
+    rounded = frame.copy()
+    for column in rounded.select_dtypes("number").columns:
+        digits = 0 if column in ("trials", "packed") else 2
+        rounded[column] = [_number(value, digits) for value in rounded[column]]
+    return [*notes, tables.markdown(_cells(rounded))] if len(frame) else notes
+
+
+def _failures(source: Source) -> list[str]:
+    lost = accounts.failures(source.table)
+    if lost.empty:
+        return [f"Nothing: all {len(source.table)} trials finished."]
+    counts = lost["state"].value_counts().sort_index()
+    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    shown = lost.head(60)
+    more = f"The first {len(shown)} of {len(lost)}:" if len(lost) > len(shown) else ""
+    return [f"{len(lost)} of {len(source.table)}: {told}.", more, tables.markdown(_cells(shown))]
+
+
+def _evidence(cards: Sequence[Scorecard]) -> list[str]:
+    found = [
+        "Differences are of accuracy (0 to 1). *p* is that of the contrary of what the claim says, "
+        "adjusted by Holm over the parts; *p refuted* that of the contrary of its refutation. "
+        "Parts in brackets inform and do not count."
+    ]
+    for card in cards:
+        for claim in card.claims:
+            found += [
+                f"### {claim.number}, {_safe(card.title)}",
+                f"{claim.says} **{claim.verdict}**",
+                f"Read as: {claim.reading}.",
+                tables.markdown(_cells(_parts(claim))),
+            ]
+    return found if cards else ["None."]
+
+
+def _parts(claim: claims.Claim) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "part": part.what if part.counts else f"({part.what})",
+                "effect [95 %]": claims.evidence_text(part),
+                "p": _number(part.p_confirm_holm, 4),
+                "p refuted": _number(part.p_refute, 4),
+                "verdict": f"**{part.verdict}**",
+                "rule": part.rule,
+                "why": part.why,
+            }
+            for part in claim.parts
+        ]
+    )
+
+
+def _again(source: Source) -> list[str]:
+    found = [f"From the results file, on any computer:\n\n    make report TABLE={source.path}"]
+    if source.commands:
+        lines = "\n".join(f"    {line}" for line in source.commands.strip().splitlines())
+        found.append(f"The trials themselves:\n\n{lines}")
+        return found
+    lines = ""
+    known = source.table[["study", "model", "task"]].drop_duplicates()
+    for study, model, task in known.itertuples(index=False, name=None):
+        rows = source.table[(source.table["study"] == study) & (source.table["model"] == model)]
+        seeds = ",".join(f"{seed:g}" for seed in sorted(rows["seed"].unique()))
+        lines += f"    python sweep.py -m study={study} model={model} task={task} seed={seeds}\n"
+    found.append(
+        "The trials, where `study` names a file in sweeps/ (settings that differ from its own are "
+        f"in the column `config` of the table):\n\n{lines}"
+    )
+    return found
+
+
+def _cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """Same table with text that cannot break out of its cell."""
+
+    def cell(value: object) -> object:
+        return _safe(value) if isinstance(value, str) else value
+
+    return pd.DataFrame({name: [cell(v) for v in frame[name].tolist()] for name in frame})
+
+
+def _safe(text: str) -> str:
+    """Text as itself in Markdown; ``**word**`` stays bold."""
+    bold = re.fullmatch(r"\*\*(\w+)\*\*", text)
+    return text if bold else re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text).replace("\n", " ")
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if value != value else f"{value:,.{digits}f}"

@@ -1,0 +1,125 @@
+"""What a sweep was planned to cost and what it cost; what failed; under which setting it ran."""
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from analysis import cells, pareto
+from analysis import table as tidy
+from analysis.slices import Slice
+
+PAPER_GPU_HOURS = 154  # 28 trials of LoRA at 30 min and 28 of QLoRA at 5 h (its Table 1)
+_GROUP = ["model", "task", "method", "device"]
+
+
+def settings(cards: Iterable[Slice]) -> pd.DataFrame:
+    """Setting of every reading, beside the paper's."""
+    paper = {
+        "model": "meta-llama/Meta-Llama-3-8B",
+        "data": "Yelp, 5 classes",
+        "training examples": "50,000",
+        "evaluation examples": "10,000",
+        "epochs": "1",
+        "batch size": "8",
+        "learning rate": "0.0001",
+        "max length": "128",
+        "precision": "not said",
+        "seeds": "1",
+        "device": "1 × A100-40GB",
+        "engine": "Hugging Face Trainer",
+    }
+    columns = {"": list(paper), "paper": list(paper.values())}
+    for card in cards:
+        columns[card.title if card.name != "tuned" else "tuned learning rates"] = _setting(card)
+    return pd.DataFrame(columns)
+
+
+def _setting(card: Slice) -> list[str]:
+    view = cells.study_view(card.table, card.model, card.task)
+    done, said = view.done, view.setting
+    rate = said.get("learning_rate", "–")
+    return [
+        card.model,
+        card.task,
+        said.get("train_size", "–"),
+        said.get("eval_size", "–"),
+        said.get("epochs", "–"),
+        said.get("batch_size", "–"),
+        "tuned" if rate == "none" else rate,
+        said.get("max_length", "–"),
+        said.get("precision", "–"),
+        ", ".join(f"{seed:g}" for seed in sorted(done["seed"].unique())) or "–",
+        ", ".join(sorted(done["device"].dropna().unique())) or "–",
+        ", ".join(sorted(done["engine"].dropna().unique())) or "–",
+    ]
+
+
+def costs(table: pd.DataFrame) -> pd.DataFrame:
+    """Plan against what happened, a row a model, task, method and device.
+
+    Memory and time are compared over trials that ran alone. For packed trials the plan says what
+    they would have taken one after another; where trials of the same model, method and device
+    ran alone, their ratio to the plan mends it.
+    """
+    rows = table[table["state"] == "done"]
+    return pd.DataFrame(
+        [
+            {**dict(zip(_GROUP, place, strict=True)), **_account(trials)}
+            for place, trials in rows.groupby(_GROUP, dropna=False)
+        ]
+    )
+
+
+def _account(trials: pd.DataFrame) -> dict[str, object]:
+    own = tidy.alone(trials)
+    told = [pareto.predict(row) for _, row in trials.iterrows()]
+    planned = pd.DataFrame(told, index=trials.index, columns=["gib", "train_s", "total_s"])
+    planned = planned.astype("float64")
+    spent = trials["time/total_s"].fillna(trials["time/pack_share_s"])
+    alone, packed = trials[own], trials[~own]
+    factor = (alone["time/total_s"] / planned["total_s"][own]).median()
+    mended = not math.isnan(factor)
+    after = planned["total_s"] * (factor if mended else 1.0)
+    return {
+        "trials": len(trials),
+        "packed": len(packed),
+        "planned GiB": planned["gib"][own].mean(),
+        "measured GiB": alone["memory/peak_allocated_gib"].mean(),
+        "planned min a trial": planned["total_s"][own].mean() / 60,
+        "measured min a trial": alone["time/total_s"].mean() / 60,
+        "spent min": spent.sum() / 60,
+        "one after another, min": (spent[own].sum() + after[~own].sum()) / 60
+        if after[~own].notna().all()
+        else math.nan,
+        "the latter": "measured" if packed.empty else "mended plan" if mended else "plan",
+    }
+
+
+def totals(table: pd.DataFrame, accounts: pd.DataFrame) -> str:
+    """One paragraph: minutes that it took, beside the alternatives."""
+    spent = table["time/total_s"].fillna(table["time/pack_share_s"]).sum() / 60
+    lost = table[table["state"] != "done"]
+    wasted = lost["time/total_s"].fillna(lost["time/pack_share_s"]).sum() / 60
+    text = (
+        f"All {len(table)} trials together took {spent:,.1f} minutes of the device"
+        + (f", {wasted:,.1f} of them in trials that did not finish" if wasted else "")
+        + "."
+    )
+    after = accounts["one after another, min"] if len(accounts) else pd.Series(dtype="float64")
+    if len(after) and after.notna().all() and (accounts["packed"] > 0).any():
+        text += (
+            f" One after another the finished ones would have taken {after.sum():,.0f} minutes, "
+            f"{after.sum() / accounts['spent min'].sum():.1f} times as long."
+        )
+    return text + (
+        f" By the paper's Table 1 its own 56 trials, of an 8B model and with one seed, took "
+        f"{PAPER_GPU_HOURS} A100-hours, {PAPER_GPU_HOURS * 60:,} minutes."
+    )
+
+
+def failures(table: pd.DataFrame) -> pd.DataFrame:
+    """Trials that did not finish: how they ended, and what they said."""
+    lost = table[table["state"] != "done"]
+    columns = ["model", "task", "method", "target", "r", "alpha", "learning_rate", "seed"]
+    return lost[[*columns, "state", "error"]].reset_index(drop=True)
