@@ -13,11 +13,13 @@ such an application the sweeper does that. In lorasweep's own it differs, on pur
 What the suites check is checked there on the real command line, below.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import (
@@ -31,6 +33,14 @@ from tests.conftest import ROOT, Sweep
 from tests.e2e.conftest import rows_of
 
 SWEEPER = "hydra/sweeper=lorasweep"
+
+
+@pytest.fixture(autouse=True)
+def own_hydra() -> Iterator[None]:
+    """Hydra as at the start of a process; other tests keep theirs for the whole session."""
+    theirs, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    yield
+    GlobalHydra.instance().hydra = theirs
 
 
 def test_hydra_finds_the_sweeper() -> None:
