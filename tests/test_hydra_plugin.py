@@ -21,6 +21,7 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
@@ -28,6 +29,7 @@ from hydra.test_utils.launcher_common_tests import (
     LauncherTestSuite,
 )
 from hydra.test_utils.test_utils import TSweepRunner
+from hydra.version import VersionBase
 
 from tests.conftest import ROOT, Sweep
 from tests.e2e.conftest import rows_of
@@ -38,9 +40,13 @@ SWEEPER = "hydra/sweeper=lorasweep"
 @pytest.fixture(autouse=True)
 def own_hydra() -> Iterator[None]:
     """Hydra as at the start of a process; other tests keep theirs for the whole session."""
-    theirs, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    ours = GlobalHydra, VersionBase
+    theirs = {kind: Singleton._instances.pop(kind, None) for kind in ours}
     yield
-    GlobalHydra.instance().hydra = theirs
+    for kind, instance in theirs.items():
+        Singleton._instances.pop(kind, None)
+        if instance is not None:
+            Singleton._instances[kind] = instance
 
 
 def test_hydra_finds_the_sweeper() -> None:
