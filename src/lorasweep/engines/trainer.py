@@ -1,5 +1,6 @@
 """The reference engine: one trial with Hugging Face's Trainer, as most people would run it."""
 
+import base64
 import json
 import math
 import time
@@ -51,6 +52,16 @@ class _Reporter(transformers.TrainerCallback):
         self.trial, self.watch = trial, watch
         self.stopped = self.pruned = False
         self.scores: dict[str, float] = {}
+        # State of the generator that an epoch's order is drawn from. The Trainer restores it
+        # after that drawing only, and would go on in another order.
+        self.drawn_from = torch.get_rng_state()
+        self.resumes_from: torch.Tensor | None = None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.resumes_from is not None:
+            torch.set_rng_state(self.resumes_from)
+            self.resumes_from = None
+        self.drawn_from = torch.get_rng_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.watch.step(self.trial, state.global_step, state.max_steps, None)
@@ -206,15 +217,20 @@ class _Session:
     def train(self) -> None:
         assert self.trainer is not None
         last = get_last_checkpoint(str(self.state)) if self.state.is_dir() else None
-        before = _Before.read(self.state) if last is not None else _Before()
+        before = _Before() if last is None else _Before.read(self.state)
+        if before.drawn_from:
+            kept = torch.tensor(list(base64.b64decode(before.drawn_from)), dtype=torch.uint8)
+            self.reporter.resumes_from = kept
         with _timed(self.metrics, "time/train_s"):
             output = self.trainer.train(resume_from_checkpoint=last)
         state = self.trainer.state
         # After an interruption the Trainer counts losses and seconds anew.
-        losses = before.losses + float(output.training_loss) * state.global_step
+        own_steps = state.global_step - before.steps
+        losses = before.losses + float(output.training_loss) * own_steps
         seconds = before.seconds + self.metrics["time/train_s"]
         if self.reporter.stopped:
-            _Before(losses, seconds).write(self.state)
+            drawn = base64.b64encode(bytes(self.reporter.drawn_from.tolist())).decode()
+            _Before(state.global_step, losses, seconds, drawn).write(self.state)
         batch = self.trial["train.batch_size"] * self.trial["train.accumulation"]
         seen = min(state.global_step * batch, round(len(self.train_set) * state.epoch))
         self.metrics["time/train_s"] = seconds
@@ -255,8 +271,10 @@ def _quiet() -> None:
 class _Before:
     """What a trial had come to when it was stopped, beyond the Trainer's own checkpoint."""
 
+    steps: int = 0
     losses: float = 0.0  # summed over the steps
     seconds: float = 0.0
+    drawn_from: str = ""  # see _Reporter; base64
 
     @classmethod
     def read(cls, folder: Path) -> "_Before":
