@@ -155,7 +155,8 @@ def run(arm: Arm, python: str, trials: int, limit: float, *, sleeping: bool) -> 
             "BENCH_SLEEP": "1" if sleeping else "",
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src", ARMS))),
+            # The others get nothing of lorasweep's, not even a plugin to look at.
+            "PYTHONPATH": str(ARMS) if arm.packages else f"{ROOT}{os.pathsep}{ROOT / 'src'}",
             "GIT_PYTHON_REFRESH": "quiet",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
