@@ -74,11 +74,13 @@ def plot_overview(table: pd.DataFrame, model: str, task: str) -> Figure:
     """Accuracy, F1, peak memory and training time against the rank, all methods and targets."""
     view = _drawable(cells.overview_view(table, model, task))
     memory = captions.memory_metric(view)
-    panels = (
+    panels: tuple[Panel, ...] = (
         *SCORES[:2],
         Panel(memory, f"{captions.MEMORY[memory]} (GiB)", from_zero=True),
         Panel("time/train_s", "training time (s)", from_zero=True),
     )
+    if all(view.done[panel.metric].isna().all() for panel in panels[2:]):
+        panels = panels[:2]  # nothing ran alone: scores only, and the caption says so
     return _line_figure(view, panels, f"score and cost against rank at α = 2r{captions.only(view)}")
 
 
@@ -165,14 +167,15 @@ def _drawable(view: View) -> View:
 
 
 def _line_figure(view: View, panels: Sequence[Panel], what: str) -> Figure:
-    """Four panels, a line a series, the same x axis below all."""
-    size = (5.5, 4.5) if len(view.series) <= 2 else (7.2, 5.4)
+    """Four panels or two, a line a series, the same x axis below all."""
+    width, height = (5.5, 4.5) if len(view.series) <= 2 else (7.2, 5.4)
+    rows = len(panels) // 2
     with style.context():
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(2, 2, sharex=True)
-        for letter, axes, panel in zip("abcd", grid.flat, panels, strict=True):
+        figure = Figure(figsize=(width, height * (0.35 + 0.65 * rows / 2)), layout="constrained")
+        grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
+        for letter, axes, panel in zip("abcd", grid.flat, panels, strict=False):
             label = "rank r" if view.axis == "r" else "α"
-            style.log2_axis(axes, view.xs, label if letter in "cd" else "")
+            style.log2_axis(axes, view.xs, label if axes in grid[-1] else "")
             _lines(axes, view, panel)
             axes.set_title(f"({letter}) {panel.title}", loc="left")
         _finish(figure, view, what)

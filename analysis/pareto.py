@@ -186,16 +186,26 @@ def _scatter(axes: Axes, frame: pd.DataFrame, price: Price) -> None:
         )
     best = front(list(x), list(y))
     axes.step(x[best], y[best], where="post", color=style.INK, linewidth=0.9, zorder=1)
-    for i in best:
-        _label(axes, f"{known['r'][i]:g}", (x[i], y[i]))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.tick_params(axis="x", which="minor", labelsize=6)
+    axes.margins(x=0.12)
+    _ranks(axes, [(x[i], y[i], f"{known['r'][i]:g}") for i in best])
 
 
-def _label(axes: Axes, text: str, at: tuple[float, float]) -> None:
-    axes.annotate(text, at, (-4, 4), textcoords="offset points", ha="right", size=6.5)
+def _ranks(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write ranks beside points of the front, but not one over another."""
+    axes.autoscale_view()
+    last = np.array([-np.inf, -np.inf])
+    for x, y, text in points:
+        place = (axes.transScale + axes.transLimits).transform((x, y))
+        if np.all(np.abs(place - last) < (0.07, 0.05)):
+            continue
+        last = place
+        axes.annotate(
+            *(text, (x, y), (-4, 4)), textcoords="offset points", ha="right", size=6.5, zorder=5
+        )
 
 
 def _around(rows: pd.DataFrame) -> "np.ndarray[Any, Any]":

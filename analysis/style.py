@@ -165,14 +165,14 @@ def height(axes: Axes, x: float, y: float) -> float:
     return float((axes.transScale + axes.transLimits).transform((x, y))[1])
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.pdf`` and ``stem.png`` without dates or versions, and return both paths."""
+def save(figure: Figure, stem: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> list[Path]:
+    """Write ``stem.pdf`` and ``stem.png`` without dates or versions, and return the paths."""
     metadata: dict[str, dict[str, str | None]] = {
         ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
         ".png": {"Software": None},
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(stem.name + suffix) for suffix in metadata]
+    paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     with context():
         for path in paths:
             figure.savefig(path, metadata=metadata[path.suffix])

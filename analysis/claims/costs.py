@@ -27,7 +27,7 @@ STEP_S, PEAK_GIB = "step_s", "memory/peak_allocated_gib"
 NAMES = {
     "lora": "LoRA in bf16",
     "as_set": "QLoRA as the paper set it (float32 compute, k-bit preparation)",
-    "bf16": "QLoRA in bf16 without",
+    "bf16": "QLoRA in bf16, without either",
 }
 # Trials are compared where they agree in these.
 _PLACE = ["model", "task", "device", "target", "r", "batch_size", "max_length"]

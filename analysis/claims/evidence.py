@@ -4,9 +4,9 @@ A claim about a method is about what training it again would give, so the seeds 
 Two sides are compared within each seed (same data order, same fresh head) and, where the answers
 were kept, within each evaluation item. Seeds share their items, so the difference of one answer
 belongs to two clusters, its seed and its item: the variance is that of an intercept clustered
-both ways (Cameron, Gelbach and Miller 2011, doi:10.1198/jbes.2010.07136), with Student's t on
-(seeds - 1) degrees of freedom, the smaller number of clusters less one. Without answers it is the
-paired t interval over seeds.
+both ways (Cameron, Gelbach and Miller 2011, doi:10.1198/jbes.2010.07136), no smaller than by seeds
+or by items alone, with Student's t on (seeds - 1) degrees of freedom, the smaller number of
+clusters less one. Without answers it is the paired t interval over seeds.
 """
 
 import math
@@ -112,24 +112,24 @@ def _estimate(by_seed: pd.Series, by_item: pd.DataFrame | None = None) -> Estima
     if by_item is not None:
         items = by_item.shape[1]
         if seeds > 1:
-            # A clustered variance may come out below that of the seeds alone: never trust it more.
             error = max(error, _clustered(by_item.to_numpy(dtype=float)))
     return Estimate(effect, error, seeds, items, raw)
 
 
 def _clustered(by_item: "np.ndarray[Any, Any]") -> float:
-    """Standard error of the mean of seeds × items, clustered by both; 0 where undefined."""
+    """Standard error of the mean of seeds × items, clustered by both.
+
+    The variance by two clusters is a sum with a difference in it, and a few seeds may agree by
+    chance: it is never taken to be smaller than that by seed or that by item alone.
+    """
     from statsmodels.regression.linear_model import OLS  # slow to import: only here
+    from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
     seeds, items = by_item.shape
-    groups = np.column_stack([np.repeat(np.arange(seeds), items), np.tile(np.arange(items), seeds)])
-    if by_item.std() == 0:
-        return 0.0
-    fit = OLS(by_item.ravel(), np.ones(by_item.size)).fit(
-        cov_type="cluster", cov_kwds={"groups": groups}, use_t=True
-    )
-    variance = float(fit.cov_params()[0, 0])
-    return variance**0.5 if variance > 0 else 0.0
+    fit = OLS(by_item.ravel(), np.ones(by_item.size)).fit()
+    by_seed, by_answer = np.repeat(np.arange(seeds), items), np.tile(np.arange(items), seeds)
+    variances = cov_cluster_2groups(fit, by_seed, by_answer)  # by both, by seed, by item
+    return math.sqrt(max(0.0, *(float(variance[0, 0]) for variance in variances)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -137,7 +137,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     known = [p for p in p_values if not math.isnan(p)]
-    if not known:
+    if len(known) < 2:
         return list(p_values)
     adjusted = iter(multipletests(known, method="holm")[1])
     return [math.nan if math.isnan(p) else float(next(adjusted)) for p in p_values]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import pandas as pd
 
@@ -70,20 +71,35 @@ class Study:
         """Whether each answer is right, by trial and item."""
         wanted = set(pd.concat([self.view.done["key"], self.view.references["key"]]))
         items = self.items[self.items["key"].isin(wanted)]
-        right = (items["gold"] == items["predicted"]).astype(float)
+        items = items.assign(right=(items["gold"] == items["predicted"]).astype(float))
         return {
-            str(key): pd.Series(right[rows.index].to_numpy(), index=rows["item"].to_numpy())
+            str(key): rows.set_index("item")["right"].sort_index()
             for key, rows in items.groupby("key")
         }
 
+    @cached_property
+    def _known(self) -> dict[Any, Any]:
+        """What was worked out before, for the cells that many comparisons share."""
+        return {}
+
     def scores(self, cell: Cell) -> "pd.Series[float]":
         """Score of a cell's finished trials by seed."""
+        if ("scores", cell) not in self._known:
+            self._known["scores", cell] = self._scores(cell)
+        return cast("pd.Series[float]", self._known["scores", cell])
+
+    def answers(self, cell: Cell) -> pd.DataFrame | None:
+        """Whether each answer of a cell is right, seeds × items; None where some are not kept."""
+        if ("answers", cell) not in self._known:
+            self._known["answers", cell] = self._answers(cell)
+        return cast("pd.DataFrame | None", self._known["answers", cell])
+
+    def _scores(self, cell: Cell) -> "pd.Series[float]":
         rows = self._trials.get(cell, self.view.rows[:0])
         rows = rows[(rows["state"] == "done") & rows[self.metric].notna()]
         return rows.set_index("seed")[self.metric].groupby(level=0).mean().astype(float)
 
-    def answers(self, cell: Cell) -> pd.DataFrame | None:
-        """Whether each answer of a cell is right, seeds × items; None where some are not kept."""
+    def _answers(self, cell: Cell) -> pd.DataFrame | None:
         rows = self._trials.get(cell, self.view.rows[:0])
         rows = rows[rows["state"] == "done"].drop_duplicates("seed")
         runs = rows[["seed", "key"]].itertuples(index=False, name=None)

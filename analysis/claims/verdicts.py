@@ -73,7 +73,7 @@ class Part:
         if self.unit == "ratio":
             low, high = math.exp(low), math.exp(high)
         return RULES[self.kind].format(
-            floor=f"{self.floor:g}", margin=f"{self.margin:g}", low=f"{low:.3g}", high=f"{high:.3g}"
+            floor=f"{self.floor:g}", margin=f"{self.margin:g}", low=f"{low:.4g}", high=f"{high:.4g}"
         )
 
     @property
@@ -86,7 +86,8 @@ class Part:
         if self.estimate.seeds == 1:
             return "one seed alone decides nothing"
         if self.verdict == "undecided":
-            return "the interval leaves both open"
+            alone = raw_p(self)[1] < ALPHA
+            return "the contrary, but not after Holm's correction" if alone else "both are open"
         return {"confirmed": "as claimed", "refuted": "the contrary is shown"}[self.verdict]
 
 

@@ -104,8 +104,8 @@ class _Pictures:
 
     def add(self, figure: Figure, stem: str, about: str) -> str:
         """Save a figure and return the Markdown that shows it."""
-        pdf, png = style.save(figure, self.folder / "figures" / stem)
-        self.written += [pdf, png]
+        (png,) = style.save(figure, self.folder / "figures" / stem, (".png",))
+        self.written.append(png)
         return f"![{about}](figures/{png.name})"
 
 

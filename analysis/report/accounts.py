@@ -10,7 +10,7 @@ from analysis import table as tidy
 from analysis.slices import Slice
 
 PAPER_GPU_HOURS = 154  # 28 trials of LoRA at 30 min and 28 of QLoRA at 5 h (its Table 1)
-_GROUP = ["model", "task", "method", "device"]
+_GROUP = ["model", "task", "method", "arithmetic", "device"]
 
 
 def settings(cards: Iterable[Slice]) -> pd.DataFrame:
@@ -63,12 +63,26 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
     ran alone, their ratio to the plan mends it.
     """
     rows = table[table["state"] == "done"]
+    rows = rows.assign(arithmetic=_arithmetic(rows))
     return pd.DataFrame(
         [
             {**dict(zip(_GROUP, place, strict=True)), **_account(trials)}
             for place, trials in rows.groupby(_GROUP, dropna=False)
         ]
     )
+
+
+def _arithmetic(rows: pd.DataFrame) -> list[str]:
+    """Precision of a trial, and what else its cost depends on."""
+    compute = tidy.setting(rows, "method.compute_dtype")
+    again = tidy.setting(rows, "train.checkpointing")
+    told = zip(rows["method"], rows["precision"], compute, again, strict=True)
+    return [
+        str(precision)
+        + (f", {dtype} compute" if method == "qlora" and dtype not in (None, precision) else "")
+        + (", checkpointing" if checkpointing is True else "")
+        for method, precision, dtype, checkpointing in told
+    ]
 
 
 def _account(trials: pd.DataFrame) -> dict[str, object]:
@@ -92,7 +106,7 @@ def _account(trials: pd.DataFrame) -> dict[str, object]:
         "one after another, min": (spent[own].sum() + after[~own].sum()) / 60
         if after[~own].notna().all()
         else math.nan,
-        "the latter": "measured" if packed.empty else "mended plan" if mended else "plan",
+        "from": "measured" if packed.empty else "mended plan" if mended else "plan",
     }
 
 

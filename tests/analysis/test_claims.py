@@ -1,0 +1,285 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import claims, details, table
+from analysis.claims import Claim, Scorecard, costs, patil2025, sides, verdicts
+from analysis.claims.evidence import Estimate
+
+Run = dict[str, Any]
+MakeRun = Callable[..., Run]
+Level = Callable[[str, str, float, float], float]
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+WOBBLE = (0.0, 0.001, -0.001, 0.0005, -0.0005)
+
+
+def truth(run: MakeRun, level: Level, seeds: int = 5) -> pd.DataFrame:
+    """The paper's trials with known scores: ``level``, and a wobble over seeds."""
+    runs = [run("base", seed=s, **{"eval/accuracy": 0.2 + WOBBLE[s]}) for s in range(seeds)]
+    for method in ("lora", "qlora"):
+        for target in ("all_linear", "attention"):
+            cells = [(r, 2 * r) for r in RANKS] + [(8, 8), (8, 32), (8, 64)]
+            for number, (r, alpha) in enumerate(cells):
+                for seed in range(seeds):
+                    score = level(method, target, r, alpha) + WOBBLE[(seed + number) % 5]
+                    scores = {"eval/accuracy": score, "eval/f1_macro": score}
+                    runs.append(run(method, target, r, alpha, seed, **scores))
+    return table.tidy(runs)
+
+
+def as_published(method: str, target: str, r: float, alpha: float) -> float:
+    """Scores for which every claim holds that can (P8 contradicts P5)."""
+    score = 0.67
+    if target == "all_linear":
+        score -= 0.05 * (alpha / r == 8) + 0.05 * (r > (64 if method == "lora" else 128))
+    else:
+        score += 0.02 * (r == 8 and alpha == 64) - 0.05 * (r == 512)
+    return score
+
+
+def judged(trials: pd.DataFrame, items: pd.DataFrame | None = None) -> dict[str, Claim]:
+    told = details.empty().items if items is None else items
+    study = sides.study(trials, told, "toy", "stars", "eval/accuracy")
+    return {claim.number: claim for claim in patil2025.judge(study)}
+
+
+def test_what_holds_is_confirmed(run: MakeRun) -> None:
+    found = judged(truth(run, as_published))
+    for number in ("P1", "P2", "P3", "P4", "P5", "P6", "P10"):
+        assert found[number].verdict == "confirmed", found[number].rule
+        assert all(part.verdict == "confirmed" for part in found[number].counted)
+    assert found["P8"].verdict == "refuted"  # P5 holds
+
+
+def test_small_ranks_on_all_linear_layers(run: MakeRun) -> None:
+    def better(method: str, target: str, r: float, alpha: float) -> float:
+        return 0.6 + 0.03 * (target == "all_linear" and r <= 2)
+
+    assert judged(truth(run, better))["P7"].verdict == "confirmed"
+
+
+def test_p8_and_p5_exclude_each_other(run: MakeRun) -> None:
+    def falls(method: str, target: str, r: float, alpha: float) -> float:
+        low = method == "qlora" and target == "all_linear" and r > 8
+        return as_published(method, target, r, alpha) - 0.03 * low
+
+    found = judged(truth(run, falls))
+    assert (found["P8"].verdict, found["P5"].verdict) == ("confirmed", "refuted")
+
+
+@pytest.mark.parametrize(
+    ("number", "level"),
+    [
+        ("P1", lambda method, target, r, alpha: 0.25),  # better than the base, and not by far
+        ("P2", lambda method, target, r, alpha: 0.6),  # alpha does nothing
+        ("P3", lambda method, target, r, alpha: 0.6 - 0.0005 * alpha),
+        ("P4", lambda method, target, r, alpha: 0.6 - 0.03 * (method == "qlora")),
+        ("P5", lambda method, target, r, alpha: 0.6 - 0.03 * (r == 1)),
+        ("P6", lambda method, target, r, alpha: 0.6),  # no dip at 512
+        ("P7", lambda method, target, r, alpha: 0.6 + 0.03 * (target == "attention")),
+        ("P10", lambda method, target, r, alpha: 0.5 + 0.0001 * r * (target == "all_linear")),
+    ],
+)
+def test_what_does_not_hold_is_refuted(run: MakeRun, number: str, level: Level) -> None:
+    claim = judged(truth(run, level))[number]
+    assert claim.verdict == "refuted", claim.rule
+    assert claim.decisive is not None
+    assert claim.decisive.verdict == "refuted"
+
+
+def test_seeds_that_disagree_leave_a_claim_undecided(run: MakeRun) -> None:
+    trials = truth(run, as_published, seeds=3)
+    high = (trials["alpha"] == 64) & (trials["r"] == 8) & (trials["target"] == "all_linear")
+    trials.loc[high, "eval/accuracy"] += trials.loc[high, "seed"] * 0.05
+    claim = judged(trials)["P2"]
+    assert claim.verdict == "undecided"
+    assert {part.why for part in claim.parts} == {"both are open"}
+
+
+def test_one_seed_decides_nothing(run: MakeRun) -> None:
+    found = judged(truth(run, as_published, seeds=1))
+    assert {claim.verdict for claim in found.values()} == {"undecided"}
+    claim = found["P2"]
+    assert claim.rule.endswith("one seed alone decides nothing")
+    assert claim.parts[0].estimate is not None
+    assert claim.parts[0].estimate.effect == pytest.approx(0.05, abs=0.01)
+
+
+def test_missing_cells_are_named_and_leave_the_rest_to_decide(run: MakeRun) -> None:
+    trials = truth(run, as_published)
+    gone = trials[~((trials["method"] == "qlora") & (trials["r"] == 512))]
+    claim = judged(gone)["P6"]
+    assert claim.verdict == "undecided"
+    assert "not run: QLoRA, attention, r 512, α 1024" in {part.why for part in claim.parts}
+    flat = truth(run, lambda method, target, r, alpha: 0.6)
+    gone = flat[~((flat["method"] == "qlora") & (flat["r"] == 512))]
+    assert judged(gone)["P6"].verdict == "refuted"  # by LoRA, which does not dip
+
+
+def test_a_seed_that_diverged_keeps_its_cell_from_deciding(run: MakeRun) -> None:
+    trials = truth(run, as_published)
+    lost = (trials["r"] == 512) & (trials["seed"] == 1) & (trials["target"] == "attention")
+    trials.loc[lost, "state"] = "diverged"
+    claim = judged(trials)["P6"]
+    assert claim.verdict == "undecided"
+    assert "LoRA, attention, r 512, α 1024: 1 of 5 seeds diverged" in {p.why for p in claim.parts}
+
+
+def test_an_empty_table_judges_nothing(run: MakeRun) -> None:
+    assert claims.judge(table.tidy([run("base")]), details.empty()) == []
+
+
+def part(
+    effect: float, error: float, kind: verdicts.Kind = "greater", **other: Any
+) -> verdicts.Part:
+    return verdicts.Part("x", kind, Estimate(effect, error, 5, 0, ()), margin=0.01, **other)
+
+
+@pytest.mark.parametrize(
+    ("effect", "error", "kind", "verdict"),
+    [
+        (0.02, 0.001, "greater", "confirmed"),
+        (0.005, 0.0005, "greater", "refuted"),  # sure, but smaller than counts
+        (0.0, 0.001, "greater", "refuted"),
+        (0.02, 0.02, "greater", "undecided"),
+        (0.0, 0.001, "equal", "confirmed"),
+        (0.005, 0.0005, "equal", "confirmed"),  # sure, but smaller than counts
+        (-0.02, 0.001, "equal", "refuted"),
+        (0.01, 0.001, "equal", "undecided"),
+        (0.0, 0.001, "no worse", "confirmed"),
+        (0.5, 0.001, "no worse", "confirmed"),
+        (-0.02, 0.001, "no worse", "refuted"),
+        (-0.01, 0.001, "no worse", "undecided"),
+    ],
+)
+def test_the_rules(effect: float, error: float, kind: verdicts.Kind, verdict: str) -> None:
+    assert verdicts.corrected([part(effect, error, kind)])[0].verdict == verdict
+
+
+def test_refutations_are_corrected_over_the_parts() -> None:
+    doubtful = part(-0.02, 0.0085)  # alone: p = 0.012 against "greater by 0.01"
+    assert verdicts.corrected([doubtful])[0].verdict == "refuted"
+    among = verdicts.corrected([doubtful, *[part(0.05, 0.001)] * 5])
+    assert among[0].verdict == "undecided"
+    assert among[0].why == "the contrary, but not after Holm's correction"
+    assert among[0].p_refute == pytest.approx(6 * verdicts.raw_p(doubtful)[1])
+    informs = [part(0.05, 0.001, counts=False)] * 5
+    assert verdicts.corrected([doubtful, *informs])[0].verdict == "refuted"
+
+
+def answers_for(trials: pd.DataFrame, items: int = 1000) -> pd.DataFrame:
+    """Answers with each trial's own accuracy; the same items are hard for all."""
+    frames = []
+    for key, score in trials[["key", "eval/accuracy"]].dropna().itertuples(index=False):
+        right = np.arange(items) < round(score * items)
+        told = {"key": key, "item": range(items), "gold": 1, "predicted": right.astype(int)}
+        frames.append(pd.DataFrame(told))
+    return pd.concat(frames)
+
+
+def test_answers_pair_items_and_say_so(run: MakeRun) -> None:
+    trials = truth(run, as_published, seeds=3)
+    items = answers_for(trials)
+    found = judged(trials, items)
+    for number in ("P2", "P4", "P10"):
+        estimates = [p.estimate for p in found[number].counted]
+        assert all(e is not None and (e.seeds, e.items) == (3, 1000) for e in estimates)
+    some = items[items["key"] != trials.query("method == 'lora' and alpha == 64")["key"].iloc[0]]
+    counts = [p.estimate.items for p in judged(trials, some)["P2"].parts if p.estimate is not None]
+    assert sorted(counts) == [0, 1000]
+
+
+def test_a_region_is_the_mean_of_its_cells(run: MakeRun) -> None:
+    trials = truth(run, lambda method, target, r, alpha: r / 1000, seeds=2)
+    study = sides.study(trials, details.empty().items, "toy", "stars", "eval/accuracy")
+    low, high = ([sides.at("lora", "attention", r) for r in ranks] for ranks in ((1, 2), (4, 8)))
+    found = study.compare(high, low)
+    assert found is not None
+    assert found.effect == pytest.approx(0.0045, abs=0.002)
+
+
+# P9
+
+
+def cost_runs(run: MakeRun, ratio: float, seeds: Sequence[int] = (0, 1, 2), **all_: Any) -> list:
+    """The three arms alone: QLoRA as the paper set it takes ``ratio`` times LoRA's step."""
+    arms: list[tuple[str, float, float, dict[str, str]]] = [
+        ("lora", 0.2, 16.0, {"train.precision": "bf16"}),
+        (
+            *("qlora", 0.2 * ratio, 6.0),
+            {
+                "train.precision": "fp32",
+                "method.compute_dtype": "fp32",
+                "method.kbit_prepare": "True",
+                "train.checkpointing": "True",
+            },
+        ),
+        ("qlora", 0.3, 10.0, {"train.precision": "bf16"}),
+    ]
+    usual = {
+        "method.compute_dtype": "bf16",
+        "method.kbit_prepare": "False",
+        "train.checkpointing": "False",
+        "train/steps": 100.0,
+    }
+    return [
+        run(
+            *(method, "all_linear", 8, 16, seed),
+            **usual | own | all_ | {"time/train_s": 100 * step * (1 + 0.01 * seed)},
+            **{"memory/peak_allocated_gib": memory},
+        )
+        for method, step, memory, own in arms
+        for seed in seeds
+    ]
+
+
+def p9(runs: list[Run]) -> Claim:
+    return costs.judge(costs.costs(table.tidy(runs)))
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(10.0, "confirmed"), (1.4, "refuted")])
+def test_costs_against_table_1(run: MakeRun, ratio: float, verdict: str) -> None:
+    claim = p9(cost_runs(run, ratio))
+    assert claim.verdict == verdict
+    effect, low, high = claims.numbers(claim.parts[0])
+    assert low <= effect <= high
+    assert effect == pytest.approx(ratio)
+    assert claims.numbers(claim.parts[1])[0] == pytest.approx(6 / 16)
+
+
+def test_one_repeat_of_a_cost_is_undecided(run: MakeRun) -> None:
+    assert p9(cost_runs(run, 10.0, seeds=(0,))).verdict == "undecided"
+
+
+def test_packed_trials_say_nothing_of_cost(run: MakeRun) -> None:
+    packed = {"time/pack_share_s": 3.0}
+    claim = p9(cost_runs(run, 10.0, **packed))
+    assert claim.verdict == "undecided"
+    assert "9 trials were packed" in claim.parts[0].why
+    changed = p9(cost_runs(run, 10.0, **{"lorasweep.changed": "train.checkpointing=true"}))
+    assert changed.verdict == "undecided"
+
+
+def test_random_weights_are_measured_and_not_scored(run: MakeRun) -> None:
+    random = {"model.name": "big", "model.source": "random"}
+    trials = table.tidy([*cost_runs(run, 10.0, **random), run(r=8), run(r=8, seed=1)])
+    cards = claims.judge(trials, details.empty())
+    assert [card.part.model for card in cards] == ["toy"]
+    assert {c.number: c.verdict for c in cards[0].claims}["P9"] == "confirmed"
+
+
+def test_files_hold_every_part(run: MakeRun, tmp_path: Any) -> None:
+    cards: list[Scorecard] = claims.judge(truth(run, as_published, seeds=2), details.empty())
+    for folder in ("a", "b"):
+        claims.write(cards, tmp_path / folder)
+    told = pd.read_csv(tmp_path / "a/claims.csv")
+    assert len(told) == sum(len(claim.parts) for claim in cards[0].claims)
+    assert set(told["verdict"]) <= {"confirmed", "refuted", "undecided"}
+    assert "| P10 |" in (tmp_path / "a/claims.md").read_text()
+    for name in ("claims.csv", "claims.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert "nothing to judge" in claims.write([], tmp_path / "c")[0].read_text()

@@ -1,0 +1,143 @@
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import cells, curves, details, pareto, report, table
+from analysis.report import accounts
+from lorasweep.errors import RequestError
+
+Run = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT = ROOT / "docs/runs/default_sweep.parquet"
+
+
+def some(run: Callable[..., Run], **changes: Any) -> pd.DataFrame:
+    """A few trials of all series, two seeds, one failure whose words could break a table."""
+    runs = [run("base", seed=seed) for seed in (0, 1)]
+    for method in ("lora", "qlora"):
+        for target in ("all_linear", "attention"):
+            runs += [run(method, target, r, seed=s, **changes) for r in (1, 8) for s in (0, 1)]
+    said = "CUDA | <script>alert(1)</script> in /home/someone/x.py\nand a traceback"
+    runs.append(run(r=512, state="oom", **{"lorasweep.error": said}))
+    return table.tidy(runs)
+
+
+def curves_of(trials: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            (key, "train/loss", float(step), 1.6 - step / 100)
+            for key in trials["key"]
+            for step in (10, 20, 30)
+        ],
+        columns=list(details.CURVES),
+    )
+
+
+def write(trials: pd.DataFrame, folder: Path, told: details.Details | None = None) -> str:
+    file = folder.with_suffix(".parquet")
+    table.write(trials, file)
+    source = report.Source(trials, told or details.empty(), file.relative_to(folder.parent))
+    return report.write(source, folder)[0].read_text()
+
+
+def test_the_page_needs_nothing_else_and_is_the_same_twice(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    trials = some(run)
+    told = details.Details(details.empty().items, curves_of(trials))
+    page = write(trials, tmp_path / "a", told)
+    first = {f.name: f.read_bytes() for f in sorted((tmp_path / "a").rglob("*")) if f.is_file()}
+    table.write(trials, tmp_path / "a.parquet")
+    assert write(trials, tmp_path / "a", told) == page
+    again = {f.name: f.read_bytes() for f in sorted((tmp_path / "a").rglob("*")) if f.is_file()}
+    assert first == again
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources
+    assert all(one.startswith(("data:image/png;base64", "#s")) for one in sources)
+    assert "<script" not in page
+    assert "http" not in re.sub(r'base64,[^"]*', "", page)
+    for heading in ("Verdicts", "Setting", "The plan against", "What failed", "How to reproduce"):
+        assert heading in page
+    markdown = (tmp_path / "a/report.md").read_text()
+    shown = re.findall(r"\]\((figures/[^)]*)\)", markdown)
+    assert len(shown) == len(set(shown)) >= 8
+    assert all((tmp_path / "a" / name).exists() for name in shown)
+    assert page.count("<img ") == len(shown)
+    assert "1 oom" in markdown
+    assert "/home/someone" not in markdown
+
+
+def test_a_report_of_almost_nothing(run: Callable[..., Run], tmp_path: Path) -> None:
+    page = write(table.tidy([run("base")]), tmp_path / "base")
+    assert "there is nothing to judge" in page
+    assert "Table 5" in page
+    page = write(table.tidy([run(state="failed")]), tmp_path / "failed")
+    assert "1 failed" in page
+
+
+def test_the_default_sweeps_results_make_a_report_without_torch_or_mlflow(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from analysis.__main__ import main\n"
+        f"for name in ('claims', 'report'):\n"
+        f"    main([name, '--table', {str(DEFAULT)!r}, '--out', {str(tmp_path)!r} + '/' + name])\n"
+        "print({'torch', 'transformers', 'mlflow', 'peft', 'optuna'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+    page = (tmp_path / "report/report.html").read_text()
+    assert "one seed alone decides nothing" in page
+    assert 'class="verdict undecided"' in page
+    assert 'class="verdict confirmed"' not in page
+
+
+def test_the_front_is_what_nothing_cheaper_beats() -> None:
+    assert pareto.front([3, 1, 2, 2, 5, np.nan], [0.7, 0.5, 0.4, 0.6, 0.7, 0.9]) == [1, 3, 0]
+
+
+def test_packed_trials_are_priced_by_the_plan_or_not_at_all(run: Callable[..., Run]) -> None:
+    alone = cells.study_view(some(run), "toy", "stars")
+    frame, prices = pareto.priced(alone)
+    assert not any(price.predicted for price in prices)
+    assert frame["memory"].notna().all()
+    shared = {"time/pack_share_s": 2.0, "lorasweep.engine": "packed"}
+    packed = some(run, **shared)
+    frame, prices = pareto.priced(cells.study_view(packed, "toy", "stars"))
+    assert all(price.predicted for price in prices)
+    assert frame["memory"].isna().all()  # a model whose shape the settings do not tell
+    with pytest.raises(RequestError):
+        pareto.plot_pareto(packed, "toy", "stars")
+
+
+def test_no_curves_is_said(run: Callable[..., Run]) -> None:
+    trials = some(run)
+    none = details.empty().curves
+    with pytest.raises(RequestError):
+        curves.plot_curves(trials, none, "toy", "stars")
+    assert "not drawn" in curves.caption(trials, none, "toy", "stars")
+    axes = curves.plot_curves(trials, curves_of(trials), "toy", "stars").axes
+    assert [line.get_label() for line in axes[0].get_lines() if line.get_linewidth() > 1] == [
+        "1",
+        "8",
+    ]
+
+
+def test_shares_of_packs_add_up_and_are_not_compared(run: Callable[..., Run]) -> None:
+    shared = {"time/pack_share_s": 30.0, "time/train_s": float("nan")}
+    trials = some(run, **shared)
+    told = accounts.costs(trials)
+    assert set(told.loc[told["method"] == "lora", "packed"]) == {8}
+    assert told.loc[told["method"] == "lora", "spent min"].item() == pytest.approx(4.0)
+    assert told.loc[told["method"] == "lora", "measured min a trial"].isna().all()
+    assert accounts.failures(trials)["error"].tolist() == [
+        "CUDA | <script>alert(1)</script> in …/x.py"
+    ]
