@@ -12,8 +12,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from lorasweep import engines
 from lorasweep.engines.base import Engine, Watch
@@ -101,7 +104,27 @@ class Trainer:
     def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
         for trial in trials:
             note(trial, "starts")
-            self.engine.run([trial], folder, _Failing(watch, trial))
+            with _nan() if due("NAN", trial) else nullcontext():
+                self.engine.run([trial], folder, _Failing(watch, trial))
+
+
+@contextmanager
+def _nan() -> Iterator[None]:
+    """Losses are no numbers."""
+    import transformers
+
+    with patch.object(transformers.Trainer, "compute_loss", _lost(transformers.Trainer)):
+        yield
+
+
+def _lost(trainer: Any) -> Callable[..., Any]:
+    compute = trainer.compute_loss
+
+    def lost(self: Any, *arguments: Any, **more: Any) -> Any:
+        found = compute(self, *arguments, **more)
+        return found * float("nan") if self.model.training else found
+
+    return lost
 
 
 class _Failing:
@@ -119,7 +142,8 @@ class _Failing:
         import torch
 
         time.sleep(float(os.environ["FAULTY_STEP_S"]) if loss is None else 0.0)
-        note(trial, "steps")
+        if loss is None:  # else it is told a second time, with its loss
+            note(trial, "steps")
         if step == FAIL_AT and self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == FAIL_AT and self.oom:

@@ -3,13 +3,14 @@
 import base64
 import json
 import math
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -18,7 +19,7 @@ import peft
 import torch
 import transformers
 from torch import nn
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lorasweep import engines, tasks
 from lorasweep.engines import environment, memory
@@ -132,9 +133,10 @@ def _arguments(trial: Trial, scratch: Path, steps: int) -> transformers.Training
         eval_steps=often,
         save_strategy="steps" if train["patience"] else "no",
         save_steps=often or 500,
-        save_total_limit=1,
+        save_total_limit=2,  # the best and the last; of one the Trainer would remove the last
         load_best_model_at_end=bool(train["patience"]),
         metric_for_best_model="eval/accuracy" if train["patience"] else None,
+        restore_callback_states_from_checkpoint=bool(train["patience"]),
         seed=trial["seed"],
         data_seed=trial["seed"],
         use_cpu=not torch.cuda.is_available(),
@@ -216,13 +218,13 @@ class _Session:
 
     def train(self) -> None:
         assert self.trainer is not None
-        last = get_last_checkpoint(str(self.state)) if self.state.is_dir() else None
-        before = _Before() if last is None else _Before.read(self.state)
+        last = _stopped_at(self.state)
+        before = _Before() if last is None else _Before.read(last)
         if before.drawn_from:
             kept = torch.tensor(list(base64.b64decode(before.drawn_from)), dtype=torch.uint8)
             self.reporter.resumes_from = kept
         with _timed(self.metrics, "time/train_s"):
-            output = self.trainer.train(resume_from_checkpoint=last)
+            output = self.trainer.train(resume_from_checkpoint=str(last) if last else None)
         state = self.trainer.state
         # After an interruption the Trainer counts losses and seconds anew.
         own_steps = state.global_step - before.steps
@@ -230,7 +232,8 @@ class _Session:
         seconds = before.seconds + self.metrics["time/train_s"]
         if self.reporter.stopped:
             drawn = base64.b64encode(bytes(self.reporter.drawn_from.tolist())).decode()
-            _Before(state.global_step, losses, seconds, drawn).write(self.state)
+            folder = self.state / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            _Before(state.global_step, losses, seconds, drawn).write(folder)
         batch = self.trial["train.batch_size"] * self.trial["train.accumulation"]
         seen = min(state.global_step * batch, round(len(self.train_set) * state.epoch))
         self.metrics["time/train_s"] = seconds
@@ -271,6 +274,7 @@ def _quiet() -> None:
 class _Before:
     """What a trial had come to when it was stopped, beyond the Trainer's own checkpoint."""
 
+    file: ClassVar = "before.json"
     steps: int = 0
     losses: float = 0.0  # summed over the steps
     seconds: float = 0.0
@@ -278,10 +282,24 @@ class _Before:
 
     @classmethod
     def read(cls, folder: Path) -> "_Before":
-        return cls(**json.loads((folder / "before.json").read_text()))
+        return cls(**json.loads((folder / cls.file).read_text()))
 
     def write(self, folder: Path) -> None:
-        (folder / "before.json").write_text(json.dumps(asdict(self)))
+        (folder / self.file).write_text(json.dumps(asdict(self)))
+
+
+def _stopped_at(state: Path) -> Path | None:
+    """Return the checkpoint that a trial goes on from, and remove those behind which it died.
+
+    Early stopping saves checkpoints as well, of which it is not known what came before.
+    """
+    found = sorted(
+        state.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda f: int(f.name.rpartition("-")[2])
+    )
+    whole = [folder for folder in found if (folder / _Before.file).exists()]
+    for folder in found[found.index(whole[-1]) + 1 :] if whole else found:
+        shutil.rmtree(folder)
+    return whole[-1] if whole else None
 
 
 class _Bases:
