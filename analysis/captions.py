@@ -45,9 +45,10 @@ def caption_overview(table: pd.DataFrame, model: str, task: str) -> str:
     """Caption of the overview."""
     view = cells.overview_view(table, model, task)
     memory = memory_metric(view)
-    what = f"accuracy, F1, {MEMORY[memory]} and training time against the rank r at α = 2r"
-    what += only(view)
-    metrics = (*_SCORES[:2], memory, "time/train_s")
+    costs = (memory, "time/train_s") if costs_known(view) else ()
+    what = f"accuracy, F1, {MEMORY[memory]} and training time" if costs else "accuracy and F1"
+    what += f" against the rank r at α = 2r{only(view)}"
+    metrics = (*_SCORES[:2], *costs)
     return _caption(view, "Overview", what, metrics, lines=True)
 
 
@@ -59,6 +60,11 @@ def bars_view(table: pd.DataFrame, model: str, task: str, ranks: tuple[int, int]
 def memory_metric(view: View) -> str:
     """GPU memory where any trial has it, else the memory of the process."""
     return next((name for name in MEMORY if view.done[name].notna().any()), list(MEMORY)[-1])
+
+
+def costs_known(view: View) -> bool:
+    """Whether any trial has memory or time of its own: packed ones have not."""
+    return bool(view.done[[memory_metric(view), "time/train_s"]].notna().to_numpy().any())
 
 
 def only(view: View) -> str:

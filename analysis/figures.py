@@ -79,9 +79,10 @@ def plot_overview(table: pd.DataFrame, model: str, task: str) -> Figure:
         Panel(memory, f"{captions.MEMORY[memory]} (GiB)", from_zero=True),
         Panel("time/train_s", "training time (s)", from_zero=True),
     )
-    if all(view.done[panel.metric].isna().all() for panel in panels[2:]):
-        panels = panels[:2]  # nothing ran alone: scores only, and the caption says so
-    return _line_figure(view, panels, f"score and cost against rank at α = 2r{captions.only(view)}")
+    shown = "score and cost"
+    if not captions.costs_known(view):  # nothing ran alone, and the caption says so
+        panels, shown = panels[:2], "score"
+    return _line_figure(view, panels, f"{shown} against rank at α = 2r{captions.only(view)}")
 
 
 # Every figure: file name, picture, caption.

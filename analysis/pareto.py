@@ -59,9 +59,12 @@ def predict(row: pd.Series) -> Predicted:
     """Ask the plan about a row of the table, on the device that the trial ran on."""
     if not isinstance(row["config"], str):
         return NOTHING
-    sizes = [row["train_size"], row["eval_size"]]
+    seen = row["train/steps"] * row["batch_size"] / row["epochs"]  # where all examples are used
+    sizes = row["train_size"] if row["train_size"] == row["train_size"] else seen, row["eval_size"]
     counts = tuple(0 if size != size else int(size) for size in sizes)
-    return _predict(row["config"], str(row["device"]), counts)
+    found = _predict(row["config"], str(row["device"]), counts)
+    unknown = counts[0] == 0 and row["method"] != "base"
+    return Predicted(found.gib, np.nan, np.nan) if unknown else found
 
 
 @lru_cache(maxsize=4096)

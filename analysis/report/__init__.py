@@ -119,7 +119,8 @@ def _question(source: Source, cards: Sequence[Scorecard]) -> str:
         "and how sure can one be?"
     )
     if not cards:
-        return f"{asked}\n\nThe results hold {done} finished trials, and no adapter among them."
+        none = f"The results hold {done} finished trials, none with an adapter on trained weights."
+        return f"{asked}\n\n{none}"
     first = cards[0]
     counts = Counter(claim.verdict for claim in first.claims)
     told = ", ".join(f"{counts[v]} {v}" for v in ("confirmed", "refuted", "undecided"))
@@ -137,7 +138,7 @@ def _question(source: Source, cards: Sequence[Scorecard]) -> str:
 
 def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
     if not cards:
-        return ["No trial with an adapter has finished: there is nothing to judge."]
+        return ["No trial with an adapter on trained weights: there is nothing to judge."]
     rules = (
         f"A difference counts from {patil2025.COUNTS:g} of accuracy on. Every comparison is paired "
         "by seed, and by evaluation item where the answers were kept; its 95 % interval is over "

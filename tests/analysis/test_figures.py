@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from analysis import figures, style, table
+from analysis import captions, figures, style, table
 from lorasweep.errors import RequestError
 
 Run = dict[str, Any]
@@ -207,6 +207,17 @@ def test_a_metric_that_nobody_recorded_is_said_to_be_missing(one_seed: pd.DataFr
     packed = one_seed.assign(**{"time/train_s": np.nan})
     figure = figures.plot_overview(packed, "toy", "stars")
     assert "not in the record" in [text.get_text() for text in figure.axes[3].texts]
+
+
+def test_packed_trials_are_shown_by_score_alone(one_seed: pd.DataFrame) -> None:
+    packed = one_seed.assign(**{"time/pack_share_s": 2.0})  # and a time that is not their own
+    figure = figures.plot_overview(packed, "toy", "stars")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "(a) accuracy",
+        "(b) F1 (macro)",
+    ]
+    told = captions.caption_overview(packed, "toy", "stars")
+    assert "40 of 40 shared a pack" in told
 
 
 def test_nothing_to_draw_is_an_error_and_no_picture(one_seed: pd.DataFrame) -> None:

@@ -32,7 +32,11 @@ def record(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Run]) -> list[str
             raise RecordError("the record cannot be used")
         return [run(r=1)]
 
-    fake: Any = SimpleNamespace(read=read)
+    client = SimpleNamespace(
+        get_run=lambda run: SimpleNamespace(info=SimpleNamespace(artifact_uri="file:///nowhere"))
+    )
+    opened = SimpleNamespace(client=client, curve=lambda run, metric: [])
+    fake: Any = SimpleNamespace(read=read, Record=lambda uri, artifacts: opened)
     monkeypatch.setitem(sys.modules, "lorasweep.record", fake)
     return asked
 
@@ -74,6 +78,17 @@ def test_figures_without_a_record_use_the_table(
     table.write(one_seed, here / "results/trials.parquet")
     assert command.main(["figures"]) == 0
     assert record == []
+
+
+def test_claims_and_report_read_the_record_first(here: Path, record: list[str]) -> None:
+    assert command.main(["claims", "--uri", "sqlite:///r.db"]) == 0
+    assert record == ["sqlite:///r.db"]
+    assert (here / "results/claims/claims.csv").exists()
+    Path("results/trials.commands.txt").write_text("python sweep.py study=patil2025\n")
+    assert command.main(["report"]) == 0
+    page = (here / "results/report/report.md").read_text()
+    assert "    python sweep.py study=patil2025\n" in page
+    assert command.main(["claims", "--uri", "sqlite:///broken.db"]) == 3
 
 
 def test_troubles_are_a_sentence_and_a_code(
