@@ -1,4 +1,4 @@
-"""Where the seconds of a sweep are booked, and what a damaged weights file looks like."""
+"""When a worker counts as busy, and what a damaged weights file looks like."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,21 @@ import pytest
 from lorasweep.errors import RecordError
 from lorasweep.models import source
 from lorasweep.record import Record, read
-from lorasweep.scheduler import Clock
+from lorasweep.scheduler import Use
 
 
-def test_the_clock_books_every_second_once() -> None:
-    clock = Clock(started=100.0)
-    clock.last = 100.0
-    clock.mark("start")
-    clock.mark("trials", {"time/load_s": 1.0, "time/train_s": 5.0, "time/eval_s": 2.0})
-    assert {"start", "load", "train", "eval", "other"} == set(clock.parts)
-    assert sum(clock.parts.values()) == pytest.approx(clock.last - 100.0)
+def test_a_worker_with_several_trials_is_busy_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("lorasweep.scheduler.time.time", lambda: now[0])
+    use = Use()
+    for second, worker, key in ((100, 0, "a"), (101, 0, "b"), (104, 1, "c")):
+        now[0] = second
+        use.begin(worker, key)
+    for second, key in ((105, "a"), (106, "b"), (110, "c")):
+        now[0] = second
+        use.end(key)
+    assert use.busy == (106 - 100) + (110 - 104)
+    assert use.idle_share(2) == pytest.approx(1 - 12 / 20)
 
 
 def safetensors(length: int) -> bytes:
