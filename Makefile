@@ -28,10 +28,10 @@ sweep: $(READY) ## the default sweep: LoRA and QLoRA, r = 1 to 512, a small real
 	$(BIN)/python sweep.py -m method=lora,qlora lora.r=1,2,4,...,512
 
 figures: $(READY) ## record -> results/trials.parquet -> results/figures
-	$(BIN)/python -m analysis figures
+	$(BIN)/python -m analysis figures $(if $(TABLE),--table $(TABLE))
 
 tables: $(READY) ## the paper's Tables 1 to 4 beside our own accounting -> results/tables
-	$(BIN)/python -m analysis.paper_tables --out results/tables
+	$(BIN)/python -m analysis.paper_tables --out results/tables $(if $(TABLE),--trials $(TABLE))
 
 claims: $(READY) ## the paper's claims judged: confirmed, refuted or undecided -> results/claims
 	$(BIN)/python -m analysis claims $(if $(TABLE),--table $(TABLE))
