@@ -22,6 +22,7 @@ import time
 import venv
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def environment(arm: Arm, cache: Path) -> str:
     return str(python)
 
 
+@cache
 def versions(arm: Arm, python: str) -> str:
     """Return what is installed of an arm's own packages."""
     names = [p.split("=")[0].split("[")[0] for p in arm.packages] or ["lorasweep", "mlflow"]
@@ -237,13 +239,13 @@ def add(row: Row, file: Path) -> None:
 
 def main() -> None:
     """Run every arm at every size."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasweep" / "bench"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(a.name.replace(",", "") for a in EVERY))
     parser.add_argument("--trials", default="200,2000", help="of no length; multiples of 10")
     parser.add_argument("--sleeping", type=int, default=200, help="trials of 0.2 to 2 s; 0: none")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one arm at one size")
-    parser.add_argument("--cache", type=Path, default=cache)
+    parser.add_argument("--cache", type=Path, default=home / "lorasweep" / "bench")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/sweep_overhead.csv")
     options = parser.parse_args()
     wanted = options.arms.split(",")
