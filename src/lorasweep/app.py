@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.prompt import Confirm
 
-from lorasweep import costs, plan, samplers, space
+from lorasweep import costs, glance, plan, rest, samplers, space
 from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
 from lorasweep.errors import DONE, LorasweepError, RequestError
@@ -206,6 +206,10 @@ def recorded(trial: Trial) -> list[dict[str, Any]]:
     uri = str(trial["tracking.uri"])
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return []  # and MLflow, which is slow to load, is not needed
+    file = glance.file_of(uri)
+    rows = None if file is None else glance.read(file)
+    if rows is not None:
+        return rows
     from lorasweep import record
 
     return record.read(uri)
@@ -282,6 +286,9 @@ def carry_out(request: Request, *, inline: bool = False) -> Outcome:
     trials = fitting(found, screen)
     if not trials:
         raise RequestError(["nothing to run: no trial is left"])
+    code = rest.shown(request, trials, screen)
+    if code is not None:
+        return Outcome(code, tuple(t.key for t in trials))
     fetch(request.trials)
     # Read when the libraries are loaded, so set before. Threads that wait for each other in a
     # loop stop a busy machine: on 2 cores with one other process, 58 s in place of 14 s, and

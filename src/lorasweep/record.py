@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import RequestException
 
-from lorasweep import leases
+from lorasweep import glance, leases
 from lorasweep.errors import RecordError
 from lorasweep.tables import Tables
 from lorasweep.trial import FINAL_STATES, Result, State, Trial
@@ -94,8 +94,10 @@ class Record:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         with _sentences(self.uri):
-            if self.uri.startswith("sqlite:///"):
-                _prepare_sqlite(Path(self.uri.removeprefix("sqlite:///")))
+            file = glance.file_of(self.uri)
+            if file is not None:
+                _prepare_sqlite(file)
+                _check(self.uri, file)
             self.client = MlflowClient(self.uri, self.uri)
             self.client.search_experiments(max_results=1)
         self._tables = Tables.of(self.client)
@@ -121,15 +123,7 @@ class Record:
             keys: of the trials.
             besides: runs that do not count.
         """
-        wanted = set(keys)
-        found: dict[str, dict[str, Any]] = {}
-        for row in read(self.uri):
-            key, state = row["lorasweep.key"], row.get("lorasweep.state")
-            if key not in wanted or state is None or row["run_id"] in besides:
-                continue
-            if state == "done" or found.get(key, {}).get("lorasweep.state") != "done":
-                found[key] = row
-        return found
+        return glance.latest(read(self.uri), set(keys), besides)
 
     def all(self) -> list[dict[str, Any]]:
         """Return every trial of the record (see ``read``)."""
@@ -465,6 +459,12 @@ def _takes_part(owner: str, until: str) -> bool:
     return until != _LEFT and leases.alive(owner, float(until))
 
 
+def _check(uri: str, file: Path) -> None:
+    problem = glance.damage(file)
+    if problem is not None:
+        raise RecordError(f"the record at {uri} cannot be used: {problem}")
+
+
 def _prepare_sqlite(file: Path) -> None:
     """Make the database whole before it gets its name: no one ever sees half of one."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -529,16 +529,19 @@ def read(uri: str) -> list[dict[str, Any]]:
         RecordError: there is no record at ``uri``, or it cannot be read.
     """
     uri = absolute(uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise RecordError(f"no record at {uri}; run a sweep first (make sweep)")
+    file = glance.file_of(uri)
+    if file is not None:
+        if not file.exists():
+            raise RecordError(f"no record at {uri}; run a sweep first (make sweep)")
+        _check(uri, file)
+        rows = glance.read(file)
+        if rows is not None:
+            return rows
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # said in a sentence
     with _sentences(uri):
         client = MlflowClient(uri, uri)
         names = {e.experiment_id: e.name for e in client.search_experiments(ViewType.ACTIVE_ONLY)}
-        tables = Tables.of(client)
-        if tables is not None:
-            return tables.read(names)
         return [
             {
                 **{k: v for k, v in run.data.tags.items() if k.startswith("lorasweep.")},

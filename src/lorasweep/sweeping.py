@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from lorasweep import errors, plan, pruning
+from lorasweep import errors, plan, pruning, rest
 from lorasweep.app import Outcome, Request
 from lorasweep.costs import devices
 from lorasweep.errors import RecordError, RequestError
@@ -20,9 +20,9 @@ from lorasweep.outbox import Outbox
 from lorasweep.record import Record
 from lorasweep.samplers import Past, Sampler, objectives
 from lorasweep.scheduler import Known, Scheduler, known_of
-from lorasweep.screen import Screen, results
+from lorasweep.screen import Screen
 from lorasweep.signals import Signals
-from lorasweep.trial import FINAL_STATES, Trial
+from lorasweep.trial import Trial
 
 MOST_CPU_WORKERS = 4
 _LIBRARIES = 1.0 * 2**30  # bytes that a worker holds besides its trial: torch and its kind
@@ -108,13 +108,7 @@ def _go(
 
 def _known(rows: Iterable[Mapping[str, Any]], settings: Trial) -> dict[str, Known]:
     """Trials that need not be run, as the user wishes to resume."""
-    if settings["resume"] == "fresh":
-        return {}
-    final = set(FINAL_STATES)
-    if settings["resume"] == "only_missing":
-        final |= {"failed", "oom"}
-    if settings["pruner.name"] == "none":
-        final.discard("pruned")  # it would be trained to its end now
+    final = rest.final(settings)
     found: dict[str, Known] = {}
     for row in rows:
         key, state = row["lorasweep.key"], row.get("lorasweep.state")
@@ -222,18 +216,12 @@ class _Ending:
                 return errors.STOPPED
         if scheduler.error is not None:
             raise RecordError(f"{scheduler.error}; the same command goes on when that is mended")
-        rows = self._ordered(self.record.rows(scheduler.keys))
+        rows = rest.ordered(self.request, self.record.rows(scheduler.keys))
         front = self._front(rows)
         states = [str(row["lorasweep.state"]) for row in rows]
         self._write(rows, states)
-        if rows:
-            by = ", ".join(o.name for o in self.request.objectives)
-            say_table = results(rows, by, front)
-            scheduler.screen.console.print(say_table)
-        failed = sum(s in ("failed", "oom", "diverged") for s in states)
-        total, seconds = self.sampler.total, self._age()
-        done = states.count("done")
-        say(f"{done} of {total} trials done, {failed} failed, in {seconds:.0f} s")
+        console = scheduler.screen.console
+        failed = rest.tell(self.request, rows, front, self.sampler.total, console)
         if scheduler.use.first is not None:
             say(self._seconds())
         say("compare the runs with 'make ui', draw them with 'make figures'")
@@ -244,11 +232,6 @@ class _Ending:
         if failed:
             return errors.SOME_FAILED
         return errors.STOPPED if scheduler.stopped else errors.DONE
-
-    def _ordered(self, rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Best first by the first objective; what has no value comes last."""
-        first = self.request.objectives[0]
-        return sorted(rows.values(), key=first.loss)
 
     def _front(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
         """Mark the Pareto front, where there are several objectives."""
@@ -269,7 +252,7 @@ class _Ending:
         totals = {
             "sweep/trials": self.sampler.total,
             "sweep/done": states.count("done"),
-            "sweep/seconds": self._age(),
+            "sweep/seconds": time.time() - self.request.began,
             **{f"sweep/{part}_s": seconds for part, seconds in use.parts.items()},
         }
         if use.first is not None:
@@ -289,6 +272,3 @@ class _Ending:
             f"seconds: start {start:.1f}; {plural}, {100 * use.idle_share(workers):.0f} % idle; "
             f"over all of them {use}"
         )
-
-    def _age(self) -> float:
-        return time.time() - self.request.began

@@ -1,4 +1,4 @@
-"""MLflow's own tables in a SQLite file, written and read a trial at a time.
+"""MLflow's own tables in a SQLite file, written a trial at a time.
 
 Through ``MlflowClient`` a trial is five calls, each of its 150 params, tags and numbers an object
 that is looked up before it is written: some 60 ms of a core. The same rows in two transactions
@@ -9,7 +9,6 @@ where its tables are not as known here, ``Tables.of`` finds none and the client 
 import math
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -111,42 +110,6 @@ class Tables:
                 )
             _put(connection, _TAGS, run, tags, _LONGEST_TAG)
             connection.execute(_RUNS.update().where(_RUNS.c.run_uuid == run).values(**end))
-
-    def read(self, studies: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return every run of a trial, oldest first, as ``lorasweep.record.read`` does.
-
-        Args:
-            studies: experiment id → study, of those to read.
-        """
-        keyed = sqlalchemy.select(_TAGS.c.run_uuid).where(
-            _TAGS.c.key == "lorasweep.key", _TAGS.c.value != ""
-        )
-        chosen = sqlalchemy.and_(
-            _RUNS.c.lifecycle_stage == "active",
-            _RUNS.c.experiment_id.in_([int(e) for e in studies]),
-            _RUNS.c.run_uuid.in_(keyed),
-        )
-        runs = sqlalchemy.select(_RUNS.c["run_uuid", "start_time", "experiment_id"]).where(chosen)
-        found: dict[str, dict[str, Any]] = defaultdict(dict)
-        with self.engine.connect() as connection:
-            known = connection.execute(runs.order_by(_RUNS.c.start_time)).all()
-            ids = sqlalchemy.select(_RUNS.c.run_uuid).where(chosen)
-            ours = _TAGS.c.key.like("lorasweep.%")
-            every = sqlalchemy.true()
-            for table, which in ((_TAGS, ours), (_PARAMS, every), (_LATEST, every)):
-                query = sqlalchemy.select(table.c["run_uuid", "key", "value"]).where(
-                    table.c.run_uuid.in_(ids), which
-                )
-                for run, key, value in connection.execute(query):
-                    found[run][key] = value
-            nans = sqlalchemy.select(_LATEST.c["run_uuid", "key"]).where(_LATEST.c.is_nan)
-            for run, key in connection.execute(nans):
-                if run in found:
-                    found[run][key] = math.nan
-        return [
-            {**found[run], "run_id": run, "start_time": start, "study": studies[str(experiment)]}
-            for run, start, experiment in known
-        ]
 
 
 def _put(

@@ -19,7 +19,7 @@ def test_what_fails_once_is_run_again_and_the_record_is_as_if_nothing_had_been(
     box: Sandbox, calm: Callable[..., Table]
 ) -> None:
     said = box.call(
-        *FOUR, "executor.timeout=0.05", "executor.retries.timeout=1",
+        *FOUR, "executor.timeout=0.1", "executor.retries.timeout=1",
         FAULTY_CRASH="1:1", FAULTY_KILL="2:1", FAULTY_OOM="3:2", FAULTY_SLOW="4:1",
     )  # fmt: skip
     assert box.table() == calm(*FOUR)
@@ -27,7 +27,7 @@ def test_what_fails_once_is_run_again_and_the_record_is_as_if_nothing_had_been(
     assert box.starts() == {"1": 2, "2": 2, "3": 3, "4": 2}
     assert tags(box, "lorasweep.retries") == {"1": "1", "2": "1", "3": "2", "4": "1"}
     assert tags(box, "lorasweep.changed") == {"3": "train.checkpointing=true"}
-    for reason in ("ValueError: injected", "exit code -9", "not done after executor.timeout=0.05"):
+    for reason in ("ValueError: injected", "exit code -9", "not done after executor.timeout=0.1"):
         assert reason in said
 
 

@@ -1,0 +1,76 @@
+"""A sweep of which nothing is left to run, and the words with which every sweep ends."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lorasweep import glance
+from lorasweep.errors import DONE, SOME_FAILED
+from lorasweep.screen import results
+from lorasweep.trial import FINAL_STATES, State, Trial
+
+if TYPE_CHECKING:
+    from lorasweep.app import Request
+
+Row = Mapping[str, Any]
+
+
+def final(settings: Trial) -> frozenset[State]:
+    """States in which a trial is not run again, as the user wishes to resume."""
+    if settings["resume"] == "fresh":
+        return frozenset()
+    states = set(FINAL_STATES)
+    if settings["resume"] == "only_missing":
+        states |= {"failed", "oom"}
+    if settings["pruner.name"] == "none":
+        states.discard("pruned")  # it would be trained to its end now
+    return frozenset(states)
+
+
+def ordered(request: "Request", rows: Mapping[str, Row]) -> list[Row]:
+    """Best first by the first objective; what has no value comes last."""
+    return sorted(rows.values(), key=request.objectives[0].loss)
+
+
+def tell(
+    request: "Request", rows: Sequence[Row], front: Sequence[bool], total: int, screen: Console
+) -> int:
+    """Show the table of a sweep and how many trials are done. Returns how many failed."""
+    if rows:
+        by = ", ".join(o.name for o in request.objectives)
+        screen.print(results(rows, by, front))
+    states = [row["lorasweep.state"] for row in rows]
+    failed = sum(state in ("failed", "oom", "diverged") for state in states)
+    seconds = time.time() - request.began
+    text = f"{states.count('done')} of {total} trials done, {failed} failed, in {seconds:.0f} s"
+    screen.print(text, markup=False)
+    return failed
+
+
+def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int | None:
+    """Show a sweep whose record is whole. Returns its exit code, or None where it has to be run.
+
+    That needs no more than to read the record. Whatever is unusual (a search, several
+    objectives, a server, a run or a result that somebody left behind) is for those who write.
+    """
+    settings = request.settings
+    file = glance.file_of(str(settings["tracking.uri"]))
+    if request.search is not None or len(request.objectives) > 1 or file is None:
+        return None
+    study, sampler = str(settings["name"]), request.sampler(trials)
+    if not file.exists() or not glance.at_rest(file, study, sampler.identity):
+        return None
+    if any((Path(str(settings["output_dir"])) / study).glob("*/result.json")):
+        return None
+    keys, enough = {t.key for t in trials}, final(settings)
+    rows = glance.latest(glance.read(file) or [], keys)
+    if len(rows) < len(keys) or any(r["lorasweep.state"] not in enough for r in rows.values()):
+        return None
+    heard = f"{sampler.total} trials, {sampler.total} already in the record"
+    screen.print(f"study '{study}', sweep {sampler.identity}: {heard}", markup=False)
+    failed = tell(request, ordered(request, rows), [False] * len(rows), sampler.total, screen)
+    screen.print("compare the runs with 'make ui', draw them with 'make figures'", markup=False)
+    return SOME_FAILED if failed else DONE
