@@ -36,7 +36,8 @@ MODELS = {"135m": "smollm2_135m", "1b": "llama3_2_1b", "8b": "llama3_8b"}
 PACK = {"135m": 40, "1b": 16, "8b": 6}
 H100_BF16 = 989e12  # FLOP/s, dense, as the maker says
 FIELDS = (
-    "model", "method", "ranks", "arm", "trials", "count", "exactness", "compiled", "nf4_cache",
+    "model", "method", "ranks", "arm", "trials", "seeds", "dropout", "count", "exactness",
+    "compiled", "nf4_cache",
     "startup_s", "seconds", "trial_steps", "trial_step_ms", "tokens_per_s", "trials_per_h",
     "peak_share", "allocated_gib", "reserved_gib", "joules_per_trial_step", "loss",
     "device", "torch", "error",
@@ -61,7 +62,8 @@ def arguments() -> argparse.Namespace:
     add("--compile", choices=("auto", "yes", "no"), default="auto", help="blocks of the pack")
     add("--nf4-cache", choices=("auto", "off"), default="auto")
     add("--texts", help="a csv with the columns text and label")
-    add("--same-seed", action="store_true", help="one seed: every trial reads the same batches")
+    add("--seeds", type=int, default=1, help="of the pack; trials of one seed read the same texts")
+    add("--dropout", type=float, default=0.05)
     add("--profile", action="store_true", help="write the costliest kernels of a few steps")
     return parser.parse_args()
 
@@ -97,7 +99,7 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
         "model.revision=null", "model.precision=bf16", f"method={args.method}",
         "target=all_linear", "task=local", f"task.train_file={data}", "task.eval_fraction=0.02",
         "train.batch_size=8", "train.max_length=128", "train.order=random", "train.max_steps=2000",
-        "train.learning_rate=1e-4",
+        "train.learning_rate=1e-4", f"lora.dropout={args.dropout}",
         f"train.padding={'longest' if args.arm == 'packed' else 'max_length'}",
         f"engine={'packed' if args.arm == 'packed' else 'trainer'}",
         f"engine.exactness={args.exactness}", f"engine.nf4_cache={args.nf4_cache}",
@@ -106,7 +108,7 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composer = space.Composer(GlobalHydra.instance().config_loader())
         for i in range(count):
-            seed = 0 if args.same_seed else i // len(ranks)  # as in a study: ranks by seeds
+            seed = i * args.seeds // count
             own = [f"lora.r={ranks[i % len(ranks)]}", f"seed={seed}", f"lora.alpha={i + 1}"]
             described = space.read([*common, *own], {}, composer, problems)
             found += space.expand(described, composer, problems)
@@ -255,7 +257,7 @@ def made(args: argparse.Namespace) -> Any:
         from lorasweep.engines.packed.engine import PackedEngine
 
         if args.compile != "auto":
-            steps.WORTH_COMPILING = 0 if args.compile == "yes" else 10**12
+            steps.WORTH_COMPILING = 0 if args.compile == "yes" else 10**15
         return PackedEngine()
     from lorasweep.engines import trainer
 
@@ -275,7 +277,8 @@ def row(
 
     on_gpu = torch.cuda.is_available()
     found: dict[str, Any] = {
-        **{n: getattr(args, n) for n in ("model", "method", "ranks", "arm", "exactness")},
+        **{n: getattr(args, n)
+           for n in ("model", "method", "ranks", "arm", "exactness", "seeds", "dropout")},
         "trials": count, "count": 1, "compiled": args.compile, "nf4_cache": args.nf4_cache,
         "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
         "torch": torch.__version__, "error": clock.error, "loss": clock.loss,
@@ -328,7 +331,8 @@ def side_by_side(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     command = [
         sys.executable, __file__, "--model", args.model, "--arm", "trainer", "--ranks", args.ranks,
         "--method", args.method, "--seconds", str(args.seconds), "--warm", str(args.warm),
-        "--steps", str(args.steps), *(["--texts", args.texts] if args.texts else []),
+        "--steps", str(args.steps), "--dropout", str(args.dropout),
+        *(["--texts", args.texts] if args.texts else []),
     ]  # fmt: skip
     running = [subprocess.Popen(command, env={**os.environ, "OUT": place}) for place in own]
     for process in running:

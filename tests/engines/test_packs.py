@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorasweep.engines.packed import steps
+from lorasweep.engines.packed import noise, steps
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of, problems
 from lorasweep.engines.packed.engine import PackedEngine
@@ -191,22 +191,70 @@ def test_packs_form_on_one_base(make: Make) -> None:
 def test_steps_of_fixed_shape_are_the_same_steps(
     exactness: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU records, computed on the CPU: slots, shared banks, padding at the end."""
+    """What a GPU records, computed on the CPU: slots, shared banks, padding at the end.
+
+    Dropout is then drawn by place, so that such trials are like themselves alone, not like plain.
+    """
     trials, late, wild = mixed(make, "tiny_llama", exactness)
     everyone = [*trials, *late]
     plain = run(PackedEngine(), trials, tmp_path / "plain", Watch(more=late))
     monkeypatch.setattr(steps, "worthwhile", lambda base: True)
     fixed = run(PackedEngine(), trials, tmp_path / "fixed", Watch(more=late))
-    alone = Watch()
-    for trial in everyone[:4] if exactness == "strict" else []:
-        run(PackedEngine(), [trial], tmp_path / "alone", alone)
+    engine, alone = PackedEngine(), Watch()
+    for trial in everyone[:4]:
+        run(engine, [trial], tmp_path / "alone", alone)
     for trial in everyone:
         a, b = plain.results[trial.key], fixed.results[trial.key]
         assert a.state == b.state == ("diverged" if trial is wild else "done"), b.error
         if trial is wild:
             continue
-        for name, expected in weights(trial, tmp_path / "plain").items():
-            found = weights(trial, tmp_path / "fixed")[name]
-            torch.testing.assert_close(found, expected, **FAST)
-            if trial.key in alone.results:
-                assert torch.equal(found, weights(trial, tmp_path / "alone")[name])
+        found = weights(trial, tmp_path / "fixed")
+        if trial["lora.dropout"] == 0:
+            for name, expected in weights(trial, tmp_path / "plain").items():
+                torch.testing.assert_close(found[name], expected, **FAST)
+        if trial.key in alone.results:
+            for name, expected in weights(trial, tmp_path / "alone").items():
+                torch.testing.assert_close(found[name], expected, **FAST)
+                assert exactness == "fast" or torch.equal(found[name], expected)
+
+
+def test_dropout_of_fixed_steps_is_dropout(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains as the usual one does, and a trial that is stopped goes on with the same."""
+    monkeypatch.setattr(steps, "worthwhile", lambda base: True)
+    settings = ("model=tiny_llama", "engine=packed", "target=all_linear_head", "lora.dropout=0.5")
+    trials = make(*settings, "seed=0,1", "train.epochs=2")
+    (without,) = make(*settings, "lora.dropout=0", "train.epochs=2")
+    whole = run(PackedEngine(), [*trials, without], tmp_path / "whole")
+    halted = Watch()
+    halted.stop_after = 3
+    run(PackedEngine(), trials, tmp_path / "halves", halted)
+    assert {r.state for r in halted.results.values()} == {"stopped"}
+    resumed = run(PackedEngine(), trials, tmp_path / "halves")
+    for trial in trials:
+        assert repr(resumed.results[trial.key].curve) == repr(whole.results[trial.key].curve)
+    losses = {key: dict_of(r.curve)["train/loss"] for key, r in whole.results.items()}
+    assert len({tuple(found) for found in losses.values()}) == 3  # by seed, and without dropout
+    for found in losses.values():
+        assert found[-1] < found[0]
+
+
+def dict_of(curve: Sequence[tuple[str, int, float]]) -> dict[str, list[float]]:
+    return {name: [v for n, _, v in curve if n == name] for name, _, _ in curve}
+
+
+def test_hashed_dropout_drops_as_often_as_asked_and_anew_each_time() -> None:
+    drawn = noise.Noise(torch.from_numpy(noise.keys([7, 7, 8], [0, 1, 0], 3)))
+    for row, p in enumerate((0.05, 0.5, 0.5)):
+        drawn.seat(row, p, scale=2.0)
+    assert drawn.scale.flatten().tolist() == pytest.approx([2 / 0.95, 4, 4])
+    masks = [noise.thinned(torch.ones(3, 500, 400), key, drawn.bars) for key in drawn.keys]
+    for mask in masks:
+        assert mask.mean((1, 2)).tolist() == pytest.approx([0.95, 0.5, 0.5], abs=5e-3)
+        for line in (mask[1].mean(0), mask[1].mean(1)):  # no row, no column is favoured
+            assert float((line - 0.5).abs().max()) < 0.15
+    halves = [mask[row].flatten() for mask in masks for row in (1, 2)]
+    halves += [halves[0].roll(1), halves[0].roll(400)]
+    likeness = torch.corrcoef(torch.stack(halves))
+    assert float((likeness - torch.eye(len(halves))).abs().max()) < 0.01

@@ -56,9 +56,11 @@ class HeadDropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (texts, …, width) to the same shape."""
-        lane = self.adapter.lane
+        lane, fixed = self.adapter.lane, self.adapter.bank.noise
         if lane is None or self.p == 0:
             return x
+        if fixed is not None:
+            return fixed.of_head(self.adapter.row, x)
         if not self.every_token:
             return x * self.adapter.stream.noise(x.shape, self.p, x)
         grid = lane.alone
@@ -195,6 +197,8 @@ class Adapter:
         self.bank, self.row = bank, row
         bank.clear(row)
         bank.scale[row] = self.scale
+        if bank.noise is not None:
+            bank.noise.seat(row, self.dropout, self.scale)
         self._hold_head()
 
     def _hold_head(self) -> None:
@@ -206,6 +210,9 @@ class Adapter:
         """Return what goes on computing in this one's place once it is saved, for nobody."""
         left = copy.copy(self)
         left.head = copy.deepcopy(self.head)
+        for module in left.head.modules():
+            if isinstance(module, HeadDropout):
+                module.adapter = left
         left._hold_head()
         return left
 

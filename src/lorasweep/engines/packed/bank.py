@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lorasweep.engines.packed.noise import Noise
+
 MATRICES = ("weights", "first", "second")  # of a bank, which make up a trial
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # the Trainer's
 
@@ -123,6 +125,7 @@ class Bank:
         self.weights, self.grads, self.first, self.second = (matrix() for _ in range(4))
         self.steps = torch.zeros(rows, device=device)
         self.scale = torch.zeros(rows, 1, 1, device=device)
+        self.noise: Noise | None = None  # in steps of fixed shape, where there is dropout
         self.work, self.work_grads = self.weights, self.grads
         if dtype != torch.float32:
             self.work = torch.zeros(rows, shape.low_rank, dtype=dtype, device=device)

@@ -141,8 +141,6 @@ class Base:
     def lay_out(self, data: Side, lanes: list[Lane], *, training: bool) -> Pass:
         """Bring what the lanes read into one row of tokens."""
         first = self.pad + 1 if self.family.counts_from_padding else 0
-        for lane in lanes:
-            lane.adapter.lane = lane if training else None
         return build(
             data, lanes, training=training, pool_last=self.family.pool_last, first_position=first
         )
@@ -208,6 +206,7 @@ class Base:
 
     def _head(self, now: Pass, lane: Lane, pooled: torch.Tensor) -> torch.Tensor:
         adapter = lane.adapter
+        adapter.lane = lane if now.training else None
         if now.training and self.head_dropout > 0:
             pooled = pooled * adapter.stream.noise(pooled.shape, self.head_dropout, pooled)
         if self.family.body == "roberta":  # its head takes the first token itself

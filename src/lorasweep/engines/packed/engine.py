@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -40,8 +40,11 @@ class Pack:
         self.active: list[Member] = []
         self.waiting: list[Member] = []
         self.steps: list[steps.Steps] = []
-        on_gpu = base.device.type == "cuda"
-        self.pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self.pool = self._new_pool()
+
+    def _new_pool(self) -> Any:
+        on_gpu = self.base.device.type == "cuda"
+        return torch.cuda.graph_pool_handle() if on_gpu else None
 
     # ----------------------------------------------------------------- coming and going
 
@@ -148,6 +151,7 @@ class Pack:
 
     def _split(self, group: list[Member], error: Exception) -> None:
         self.steps.clear()
+        self.pool = self._new_pool()  # one that ran out in a recording cannot be used again
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(group) > 1:
@@ -192,7 +196,7 @@ class Pack:
         # What nobody can use any more goes, and its memory with it.
         self.steps = [s for s in self.steps if self.base.strict and not s.empty]
         left = sum(m.total - m.step for m in self.active)
-        compiled = self.pool is not None and left >= steps.WORTH_COMPILING
+        compiled = steps.worth_compiling(self.base, left)
         made = steps.Steps(self.base, group, pool=self.pool, compiled=compiled)
         self.steps.append(made)
         return made

@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 
 from lorasweep.engines.packed.bank import Bank, update
 from lorasweep.engines.packed.layout import Even, Lane, Pass
+from lorasweep.engines.packed.noise import fused, thinned
 
 ATTENTION = "lorasweep_packed"
 
@@ -81,22 +82,37 @@ class FourBit(nn.Module):
         return _Dequantised.apply(inner, self).to(x.dtype)
 
 
+class Update:
+    """The low-rank updates of one layer for the trials of a bank, in even passes."""
+
+    def __init__(self, bank: Bank, slot: str) -> None:
+        self.a, self.b = bank.pairs[slot]
+        self.scale, self.noise = bank.scale, bank.noise
+        self.key = None if bank.noise is None else bank.noise.keys[list(bank.pairs).index(slot)]
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, *, training: bool) -> torch.Tensor:
+        """Add the updates to y (trials, tokens, out), from x (trials, tokens, in)."""
+        if self.noise is None or self.key is None or not training:
+            return update(x, y, self.a, self.b, self.scale)
+        thin = fused() if x.is_cuda and not torch.compiler.is_compiling() else thinned
+        return update(thin(x, self.key, self.noise.bars), y, self.a, self.b, self.noise.scale)
+
+
 class PackedLinear(nn.Module):
     """A frozen linear layer for the tokens of all trials, with each trial's own update."""
 
     def __init__(self, base: nn.Module, slot: str, stage: Stage) -> None:
         super().__init__()
         self.base, self.slot, self.stage = base, slot, stage
-        # For even passes: lanes of each bank, and its (A, B, scale), None where it has none here.
+        # For even passes: lanes of each bank, and its update, None where it has none here.
         self.sizes: list[int] = []
-        self.pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None] = []
+        self.updates: list[Update | None] = []
 
     def seat(self, banks: Sequence[Bank]) -> None:
         """Set whose lanes follow each other in even passes."""
         self.sizes = [bank.rows for bank in banks]
-        self.pairs = [
-            (*bank.pairs[self.slot], bank.scale) if self.slot in bank.pairs else None
-            for bank in banks
+        self.updates = [
+            Update(bank, self.slot) if self.slot in bank.pairs else None for bank in banks
         ]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,13 +129,13 @@ class PackedLinear(nn.Module):
         return torch.cat([self._updated(now, *part) for part in parts])[None]
 
     def _even(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if not any(self.pairs):
+        if not any(self.updates):
             return y
-        parts = []
-        for pair, own, made in zip(
-            self.pairs, x.split(self.sizes), y.split(self.sizes), strict=True
+        training, parts = self.stage.now.training, []
+        for change, own, made in zip(
+            self.updates, x.split(self.sizes), y.split(self.sizes), strict=True
         ):
-            parts.append(made if pair is None else update(own, made, *pair))
+            parts.append(made if change is None else change(own, made, training=training))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _updated(self, now: Pass, lane: Lane, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

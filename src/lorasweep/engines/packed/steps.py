@@ -18,6 +18,7 @@ from lorasweep.engines.packed.bank import Bank, Shape
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.layout import Even, Lane, Pass
 from lorasweep.engines.packed.member import Member
+from lorasweep.engines.packed.noise import Noise, keys
 from lorasweep.engines.packed.tokens import Side
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ log = logging.getLogger(__name__)
 ROUND_RANKS = (16, 64)
 # Tokens of a lane are rounded up to this many: every length is a graph of its own.
 QUANTUM = 64
-# Trial-steps from which compiling the blocks pays (it takes about 40 s).
-WORTH_COMPILING = 20_000
+# Compiling the blocks takes about 40 s and saves time as their element-wise work takes it: with
+# trial-steps, layers and width. It pays from so much of it, 20,000 steps of a 135M base.
+WORTH_COMPILING = 20_000 * 30 * 576
 _WARM_UP = 3
 
 
@@ -36,11 +38,16 @@ def worthwhile(base: Base) -> bool:
     return bool(base.device.type == "cuda")
 
 
+def worth_compiling(base: Base, trial_steps: int) -> bool:
+    """Whether compiling the blocks saves more time than it takes."""
+    shape = base.skeleton.config
+    work = trial_steps * shape.num_hidden_layers * shape.hidden_size
+    return bool(base.device.type == "cuda" and work >= WORTH_COMPILING)
+
+
 def recordable(base: Base, member: Member) -> bool:
-    """Whether a trial's steps are of one shape and draw no random numbers on the way."""
-    if member.adapter.dropout > 0 or member.train["accumulation"] > 1:
-        return False
-    return bool(base.family.pool_last)
+    """Whether a trial's steps are all of one shape, with no dropout but that of its updates."""
+    return bool(base.family.pool_last) and member.train["accumulation"] == 1
 
 
 def round_rank(rank: int) -> int:
@@ -49,10 +56,15 @@ def round_rank(rank: int) -> int:
 
 
 def kind(member: Member) -> Hashable:
-    """What two trials need to have in common for one to take the other's place."""
-    train = member.train
+    """What two trials need to have in common for one to take the other's place.
+
+    All that a recording holds as it was, not as a number that it reads anew.
+    """
+    train, adapter = member.train, member.adapter
+    of_head = adapter.scale if member.trial["target.head"] == "full_lora" else None
     return (
-        _filled(member).held, train["batch_size"], train["weight_decay"], train["max_grad_norm"],
+        _filled(member).held, adapter.dropout > 0, of_head, train["batch_size"],
+        train["weight_decay"], train["max_grad_norm"],
     )  # fmt: skip
 
 
@@ -119,8 +131,7 @@ class Level:
         """Bring the texts of every lane to the device; a lane may have none."""
         parts = lay_out(side, rows, self.now.texts, self.length, self.width)
         for target, source in zip((self.numbers, self.flags), parts, strict=True):
-            ready = source.pin_memory() if target.device.type == "cuda" else source
-            target.copy_(ready, non_blocking=True)
+            _bring(source, target)
 
 
 def lay_out(
@@ -178,7 +189,7 @@ class Steps:
 
     def __init__(self, base: Base, members: Sequence[Member], *, pool: Any, compiled: bool) -> None:
         self.base, self.pool, self.compiled = base, pool, compiled
-        self.record = pool is not None
+        self.record, self.recorded = pool is not None, False
         self.slots: list[Slot] = []
         self.banks: list[Bank] = []
         self.levels: dict[int, Level] = {}
@@ -187,18 +198,22 @@ class Steps:
         self._arrange(members)
         device = base.device
         self.sums, self.norms, self.rates = torch.zeros(3, len(self.slots), device=device)
+        self.longest = _rounded(max(self._most(slot) for slot in self.slots), QUANTUM)
         for slot, total in zip(self.slots, self.sums, strict=True):
             if slot.member is not None:
                 _count_in(slot.member, total)
 
     def _arrange(self, members: Sequence[Member]) -> None:
         """Put trials of one shape side by side, as rows of one bank."""
-        groups: dict[Hashable, list[Member]] = {}
+        groups: dict[tuple[Hashable, bool], list[Member]] = {}
         for member in members:
-            groups.setdefault(_filled(member).held, []).append(member)
-        for group in groups.values():
+            dropped = member.adapter.dropout > 0
+            groups.setdefault((_filled(member).held, dropped), []).append(member)
+        for (_, dropped), group in groups.items():
             bank = Bank(_filled(group[0]), len(group), self.base.autocast, self.base.device)
             self.banks.append(bank)
+            if dropped:
+                bank.noise = Noise(self._keys(group, bank).to(self.base.device))
             for row, member in enumerate(group):
                 member.adapter.move(bank, row)
                 train = member.train
@@ -209,6 +224,18 @@ class Steps:
                         member.adapter, member,
                     )
                 )  # fmt: skip
+
+    @staticmethod
+    def _keys(members: Sequence[Member | None], bank: Bank) -> torch.Tensor:
+        """Return what decides, at the step that each trial is at, which inputs are dropped."""
+        seeds = [0 if m is None else int(m.trial["seed"]) for m in members]
+        steps = [0 if m is None else m.step for m in members]
+        return torch.from_numpy(keys(seeds, steps, len(bank.pairs) + 1))
+
+    def _most(self, slot: Slot) -> int:
+        """Tokens of the longest batch that a slot may be given."""
+        lengths = np.sort(self.base.train.lengths)
+        return int(lengths[-slot.batch :].sum())
 
     def vacate(self, member: Member) -> None:
         """Free the slot of a trial that has ended."""
@@ -253,11 +280,11 @@ class Steps:
         """Take one step of every member. Returns the norms of their gradients, each shape ()."""
         taken = [slot.member for slot in self.slots]
         rows: list[Sequence[int]] = [() if m is None else m.read().rows for m in taken]
-        self._set_rates([0.0 if m is None else m.rate(m.step) for m in taken])
+        self._set(taken)
         level = self._level(max(int(self.base.train.lengths[list(r)].sum()) for r in rows if r))
         level.load(self.base.train, rows)
-        while self.record and level.graph is None:
-            self._try_to_record(level)
+        if self.record and level.graph is None:
+            self._record_all(level)
         if level.graph is not None:
             level.graph.replay()
         else:
@@ -266,11 +293,15 @@ class Steps:
         of = {id(member): norm for member, norm in zip(taken, self.norms, strict=True)}
         return [of[id(member)] for member in members]
 
-    def _set_rates(self, rates: Sequence[float]) -> None:
-        source = torch.tensor(rates, dtype=torch.float32)
-        self.rates.copy_(
-            source.pin_memory() if self.pool is not None else source, non_blocking=True
-        )
+    def _set(self, members: Sequence[Member | None]) -> None:
+        """Bring what changes with every step to the device: rates, and the dropout's keys."""
+        rates = [0.0 if m is None else m.rate(m.step) for m in members]
+        _bring(torch.tensor(rates, dtype=torch.float32), self.rates)
+        at = 0
+        for bank in self.banks:
+            if bank.noise is not None:
+                _bring(self._keys(members[at : at + bank.rows], bank), bank.noise.keys)
+            at += bank.rows
 
     def _lanes(self) -> list[Lane]:
         return [Lane(slot.adapter, range(slot.batch), self.width) for slot in self.slots]
@@ -304,14 +335,24 @@ class Steps:
                 norm = slot.bank.step(slot.row, self.rates[i], slot.decay, slot.max_norm)
                 self.norms[i].copy_(norm)
 
+    def _record_all(self, level: Level) -> None:
+        """Record a step of this length, and first of all the longest.
+
+        Its memory is the recordings' common one; what does not fit is known at the start.
+        """
+        longest = self._level(self.longest)
+        for wanted in (longest, level):
+            while self.record and wanted.graph is None:
+                self._try_to_record(wanted)
+
     def _try_to_record(self, level: Level) -> None:
         """Record a step; where the libraries cannot, go on without compiling or recording."""
         sums = self.sums.clone()
         try:
             self._record(level)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if short := _out_of_memory(error):
+                raise short from error
             given_up = "compiled" if self.compiled else "recorded"
             log.warning("steps are not %s: %s", given_up, str(error).partition("\n")[0])
             self.record, self.compiled = self.compiled, False
@@ -324,7 +365,7 @@ class Steps:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
+            for _ in range(1 if self.recorded else _WARM_UP):
                 self._compute(level)
         torch.cuda.current_stream().wait_stream(stream)
         for slot in self.slots:
@@ -335,7 +376,7 @@ class Steps:
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self._compute(level)
             self._update()
-        level.graph = graph
+        level.graph, self.recorded = graph, True
 
     # ----------------------------------------------------------------------- evaluation
 
@@ -351,6 +392,19 @@ class Steps:
         self.base.seat(self.banks)
         found = self.base.scores(level.now)
         return {id(s.adapter): part for s, part in zip(self.slots, found, strict=True)}
+
+
+def _bring(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy numbers to the device without waiting for it."""
+    ready = source.pin_memory() if target.device.type == "cuda" else source
+    target.copy_(ready, non_blocking=True)
+
+
+def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """Find the lack of memory behind an error: a recording cut short ends with another one."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _rounded(number: int, to: int) -> int:

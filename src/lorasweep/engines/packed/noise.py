@@ -1,0 +1,90 @@
+"""Dropout of steps of fixed shape: what falls out follows from trial, step and place alone.
+
+A generator's numbers come in the order in which they are asked for, so trials that share a
+product would have to take turns. A hash of the place needs no turns and no memory: the same
+number is found again in the backward pass, in a recording, and after a restart.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_BITS = 24  # of a hash that are compared with the probability
+_EVERY = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _scrambled(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Splitmix64's finaliser (Steele, Lea, Flood 2014, doi:10.1145/2714064.2660195)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def keys(seeds: Sequence[int], steps: Sequence[int], slots: int) -> npt.NDArray[np.int32]:
+    """Return a key for each layer and trial at its step, shape (slots, trials, 2)."""
+    with np.errstate(over="ignore"):
+        of_trial = _scrambled(np.asarray(seeds, dtype=np.uint64) + _EVERY)
+        of_step = _scrambled(of_trial ^ (np.asarray(steps, dtype=np.uint64) * _EVERY))
+        of_slot = (np.arange(slots, dtype=np.uint64) + np.uint64(1)) * _EVERY
+        return _scrambled(of_step[None] ^ of_slot[:, None]).view(np.int32).reshape(slots, -1, 2)
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """Scramble 32 bits: lowbias32 of github.com/skeeto/hash-prospector (public domain)."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - (1 << 32))
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def thinned(x: torch.Tensor, key: torch.Tensor, bars: torch.Tensor) -> torch.Tensor:
+    """Set entries of x to zero with each trial's probability; the others stay as they are.
+
+    Args:
+        x: shape (trials, rows, width).
+        key: shape (trials, 2), int32.
+        bars: number below which a hash means that an entry is dropped, shape (trials, 1, 1),
+            int32.
+    """
+    place = torch.arange(x.shape[1] * x.shape[2], dtype=torch.int32, device=x.device)
+    number = _mixed(place.view(1, *x.shape[1:]) + key[:, 0, None, None])
+    number = _mixed(number ^ key[:, 1, None, None])
+    return torch.where((number & ((1 << _BITS) - 1)) >= bars, x, 0.0)
+
+
+@functools.cache
+def fused() -> Callable[..., torch.Tensor]:
+    """Return ``thinned`` as one kernel, for blocks that are not compiled themselves."""
+    return torch.compile(thinned, dynamic=True)
+
+
+class Noise:
+    """Dropout of the trials of a bank: all that a recorded step reads of it.
+
+    Attributes:
+        keys: of each layer, and of the head at last, shape (layers + 1, trials, 2), int32;
+            another for every step.
+        bars: shape (trials, 1, 1), int32.
+        scale: of the updates, shape (trials, 1, 1): larger, as less of the input is left.
+        lift: how much larger, 1/(1-p), shape (trials, 1).
+    """
+
+    def __init__(self, keys: torch.Tensor) -> None:
+        rows = keys.shape[1]
+        self.keys = keys
+        self.bars = torch.zeros(rows, 1, 1, dtype=torch.int32, device=keys.device)
+        self.scale = torch.zeros(rows, 1, 1, device=keys.device)
+        self.lift = torch.ones(rows, 1, device=keys.device)
+
+    def seat(self, row: int, p: float, scale: float) -> None:
+        """Give a row to a trial with this dropout and this scale of its updates."""
+        self.bars[row] = round(p * (1 << _BITS))
+        self.lift[row] = 1 / (1 - p)
+        self.scale[row] = scale / (1 - p)
+
+    def of_head(self, row: int, x: torch.Tensor) -> torch.Tensor:
+        """Apply dropout to what one trial's head reads, shape (texts, width)."""
+        here = slice(row, row + 1)
+        return thinned(x[None], self.keys[-1, here], self.bars[here])[0] * self.lift[row]
