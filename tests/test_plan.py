@@ -66,7 +66,7 @@ def test_disk_is_that_of_adapters_and_predictions(composer: Composer) -> None:
 
 def test_json_for_machines(composer: Composer) -> None:
     made = planned(composer, "h100", "lora.r=8,512", "target=attention")
-    found = json.loads(json.dumps(plan.to_json(made)))
+    found = json.loads(plan.to_json(made))
     assert set(found) == {"trials", "packs", "summary"}
     keys = [p.trial.key for p in made.trials]
     assert found["packs"] == [[key] for key in keys]

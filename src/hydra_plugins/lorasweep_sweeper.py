@@ -59,10 +59,10 @@ class LorasweepSweeper(Sweeper):
         """
         if self.basic is not None:
             return self.basic.sweep(arguments)
-        from lorasweep import app, space
+        from lorasweep import app, cli
 
         hydra_overrides = OmegaConf.to_container(self.config.hydra.overrides.hydra)
-        composer = space.Composer(self.loader, [str(o) for o in hydra_overrides or ()])
+        composer = cli.composer_for(self.loader, [str(o) for o in hydra_overrides or ()])
         code = app.run(arguments, self.params, composer)
         return sys.exit(code) if code else None
 

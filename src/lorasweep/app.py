@@ -1,6 +1,5 @@
 """From a typed request to an exit code: space → trials → checks → record → scheduler."""
 
-import json
 import os
 import shlex
 import sys
@@ -14,14 +13,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.prompt import Confirm
 
-from lorasweep import costs, glance, plan, rest, samplers, space
+from lorasweep import costs, glance, plan, rest, samplers, space, startup
 from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
 from lorasweep.errors import DONE, LorasweepError, RequestError
 from lorasweep.samplers import Listed, Objective, Sampler
 from lorasweep.screen import console
 from lorasweep.space import Composer
-from lorasweep.trial import Trial
+from lorasweep.trial import Trial, keyed
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ def with_content(trials: Sequence[Trial]) -> list[Trial]:
     }
     if not any(hashes.values()):
         return list(trials)
-    found = [(trial, hashes[_content(trial, "task")]) for trial in trials]
-    return [t if h is None else Trial({**t.config, "task.sha256": h}) for t, h in found]
+    found = ((trial, hashes[_content(trial, "task")]) for trial in trials)
+    return list(keyed({**t.config, **({"task.sha256": h} if h else {})} for t, h in found))
 
 
 def _content(trial: Trial, group: str) -> tuple[str, ...]:
@@ -110,8 +109,12 @@ def device_problems(trial: Trial) -> list[str]:
 def _distinct(trials: Iterable[Trial], group: str) -> list[Trial]:
     """Return one trial for each different content of a group."""
     found: dict[tuple[str, ...], Trial] = {}
+    seen: set[tuple[int, ...]] = set()
     for trial in trials:
-        found.setdefault(_content(trial, group), trial)
+        values = tuple(map(id, trial.group(group).values()))  # most trials share theirs
+        if values not in seen:
+            seen.add(values)
+            found.setdefault(_content(trial, group), trial)
     return list(found.values())
 
 
@@ -274,7 +277,7 @@ def carry_out(request: Request, *, inline: bool = False) -> Outcome:
     found, screen = planned(request.trials), console()
     match request.settings["plan"]:
         case "json":
-            print(json.dumps(plan.to_json(found)))
+            print(plan.to_json(found))
             return Outcome(DONE)
         case "table":
             screen.print(plan.table(found))
@@ -283,6 +286,7 @@ def carry_out(request: Request, *, inline: bool = False) -> Outcome:
             if request.search is not None:
                 screen.print("a search; its extremes are:", markup=False)
             screen.print(plan.short(found), markup=False)
+    startup.settle()
     trials = fitting(found, screen)
     if not trials:
         raise RequestError(["nothing to run: no trial is left"])

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep import config, errors
+from lorasweep import config, errors, startup
 from lorasweep.space import Composer, describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -17,6 +18,8 @@ _HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--in
 _OURS = ("-m", "--multirun")  # flags that leave the rest to be overrides
 _COMPLETION = ("--shell-completion", "-sc")
 _STUDY = ("study=", "+study=")
+# What composed the request when its words were checked: this process carries out no other.
+_checked: list[Composer] = []
 
 
 def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
@@ -27,6 +30,7 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
         arguments: what was typed, without the program's name.
     """
     config.register()
+    startup.hasten()
 
     def act() -> int:
         if not any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
@@ -73,6 +77,15 @@ def study_params(overrides: Sequence[str], composer: Composer) -> dict[str, Any]
     return dict(study.tree.hydra.sweeper.params)
 
 
+def composer_for(loader: ConfigLoader, hydra_overrides: Sequence[str]) -> Composer:
+    """Return what composes configurations under overrides of Hydra's own settings.
+
+    Without any it is the one that checked the words of the request, which has composed some.
+    """
+    others = [o for o in hydra_overrides if not o.startswith("hydra.mode=")]
+    return Composer(loader, others) if others or not _checked else _checked[0]
+
+
 def refuse_words(arguments: Sequence[str]) -> None:
     """Check the words of the request before Hydra does, so that all problems come at once.
 
@@ -89,6 +102,7 @@ def refuse_words(arguments: Sequence[str]) -> None:
     problems: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composer = space.Composer(GlobalHydra.instance().config_loader())
+        _checked[:] = [composer]
         params = study_params(overrides, composer)
         read = space.read(overrides, params, composer, problems)
         if read.axes and not multirun and not any(f.startswith(_STUDY) for f in read.fixed):

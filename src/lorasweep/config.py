@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from omegaconf import MISSING
@@ -295,11 +296,17 @@ def alpha_of(r: Any, alpha: Any) -> float:
     """
     if isinstance(alpha, int | float) and not isinstance(alpha, bool):
         return alpha
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)?\s*\*?\s*r(?:/(\d+\.?\d*))?", str(alpha).strip())
-    if match is None:
+    factors = _factors(str(alpha).strip())
+    if factors is None:
         raise ValueError(f"lora.alpha={alpha}: neither a number nor a multiple of r (r, 2r, 0.5r)")
-    value = float(match[1] or 1) * r / float(match[2] or 1)
+    value = factors[0] * r / factors[1]
     return int(value) if value == int(value) else value
+
+
+@lru_cache(maxsize=256)
+def _factors(alpha: str) -> tuple[float, float] | None:
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)?\s*\*?\s*r(?:/(\d+\.?\d*))?", alpha)
+    return None if match is None else (float(match[1] or 1), float(match[2] or 1))
 
 
 def rank_problems(config: Config) -> list[str]:
@@ -356,15 +363,14 @@ def problems(config: Config) -> list[str]:
 
 def executor_problems(config: Config) -> list[str]:
     """Say what is wrong with how trials are to be run."""
-    names = ("workers", "max_in_flight", "timeout", "time_budget", "max_failures")
-    found = positive(config, [f"executor.{n}" for n in names])
+    found = positive(config, ("executor.workers", "executor.max_in_flight", "executor.timeout"))
+    found += positive(config, ("executor.time_budget", "executor.max_failures"))
     found += one_of(config, "executor.on_stop", ("checkpoint", "finish"))
     found += positive(config, ("tracking.patience",), zero=True)
     for word in config["executor.oom"]:
         found += one_of({"executor.oom": word}, "executor.oom", OOM_REMEDIES)
-    for kind in ("crash", "lost", "timeout"):
-        found += positive(config, (f"executor.retries.{kind}",), zero=True)
-    return found
+    retries = ("executor.retries.crash", "executor.retries.lost", "executor.retries.timeout")
+    return found + positive(config, retries, zero=True)
 
 
 def pruner_problems(config: Config) -> list[str]:

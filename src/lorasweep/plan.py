@@ -1,8 +1,9 @@
 """What a sweep will cost, before anything is loaded: trials, parameters, memory, time, disk."""
 
 import itertools
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,7 @@ from lorasweep.costs import memory, parameters, seconds
 from lorasweep.costs.devices import Device
 from lorasweep.costs.seconds import Calibration, Data
 from lorasweep.costs.setting import Setting, setting_of
-from lorasweep.trial import FINAL_STATES, Trial
+from lorasweep.trial import FINAL_STATES, Trial, Writer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 State = Literal["new", "done", "failed", "shared"]
 LIST_UP_TO = 60  # trials are listed one by one up to so many, and grouped beyond
+# Settings that cost nothing, whatever they are, and that sweeps vary most.
+FREE = dict.fromkeys(("seed", "train.learning_rate", "lora.alpha"))
 MIN_LENGTH = 32  # tokens; a suggestion does not cut texts further
 
 
@@ -32,6 +35,7 @@ class Planned:
     memory: memory.Memory
     seconds: seconds.Seconds
     fits: bool
+    disk: int  # bytes that its adapter and predictions will take
 
     @property
     def runs(self) -> bool:
@@ -47,7 +51,6 @@ class Plan:
     device: Device
     # overrides that make trials fit → keys of those trials; () where no single idea helps
     remedies: Mapping[tuple[str, ...], tuple[str, ...]]
-    disk: int  # bytes that adapters and predictions will take
     peak: packs.Peaks  # memory of a trial alone, planned or not
 
     @property
@@ -58,6 +61,11 @@ class Plan:
     def room(self, together: Sequence[Trial], trial: Trial) -> bool:
         """Whether a pack under way has room for another trial."""
         return packs.fits(together, trial, self.peak, self.device.memory)
+
+    @property
+    def disk(self) -> int:
+        """Bytes that adapters and predictions of trials that would run will take."""
+        return sum(p.disk for p in self.trials if p.runs)
 
     @property
     def unfit(self) -> tuple[Planned, ...]:
@@ -106,7 +114,17 @@ def plan(
         calibration: what recorded trials say about this device.
     """
     known = calibration or Calibration()
-    planned = tuple(one(trial, states.get(trial.key), device, data, known) for trial in trials)
+    found: dict[tuple[int, ...], Planned] = {}
+    planned = []
+    for trial in trials:
+        # By identity: trials of a sweep share the values that they have in common.
+        looks = tuple(map(id, {**trial.config, **FREE}.values()))
+        like = found.get(looks)
+        if like is None:
+            like = found[looks] = one(trial, device, data, known)
+        state = state_of(states.get(trial.key))
+        costs = like.parameters, like.memory, like.seconds, like.fits, like.disk
+        planned.append(Planned(trial, state, *costs))
     remedies: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     answers: dict[Setting, tuple[str, ...]] = {}
     for p in planned:
@@ -116,33 +134,33 @@ def plan(
             if setting not in answers:
                 answers[setting] = remedy(p.trial, device, n_labels)
             remedies[answers[setting]].append(p.trial.key)
-    disk = sum(size_on_disk(p, data(p.trial)) for p in planned if p.runs)
-    found = {p.trial.key: p.memory for p in planned}
-    n_labels = max((data(p.trial).n_labels for p in planned), default=2)
+    peaks = {p.trial.key: p.memory for p in planned}
+    n_labels = max((data(p.trial).n_labels for p in found.values()), default=2)
 
     def peak(trial: Trial) -> memory.Memory:
-        return found.get(trial.key) or memory.estimate(trial, n_labels)
+        return peaks.get(trial.key) or memory.estimate(trial, n_labels)
 
-    return Plan(planned, device, {k: tuple(v) for k, v in remedies.items()}, disk, peak)
+    return Plan(tuple(planned), device, {k: tuple(v) for k, v in remedies.items()}, peak)
 
 
 def one(
     trial: Trial,
-    recorded: str | None,
     device: Device,
     data: Callable[[Trial], Data],
     calibration: Calibration,
 ) -> Planned:
-    """Cost of one trial."""
+    """Cost of one new trial."""
     described = data(trial)
     peak = memory.estimate(trial, described.n_labels)
+    counted = parameters.count(trial, described.n_labels)
     return Planned(
         trial=trial,
-        state=state_of(recorded),
-        parameters=parameters.count(trial, described.n_labels),
+        state="new",
+        parameters=counted,
         memory=peak,
         seconds=seconds.estimate(trial, described, device, calibration),
         fits=peak.footprint <= device.memory,
+        disk=size_on_disk(trial, counted, described),
     )
 
 
@@ -155,9 +173,8 @@ def state_of(recorded: str | None) -> State:
     return "done" if recorded in FINAL_STATES else "failed"
 
 
-def size_on_disk(planned: Planned, data: Data) -> int:
+def size_on_disk(trial: Trial, counted: parameters.Parameters, data: Data) -> int:
     """Bytes of a trial's artefacts: its adapter in float32, a row of scores for each item."""
-    trial, counted = planned.trial, planned.parameters
     adapter = 4 * (counted.adapters + counted.head) if trial["engine.save_adapter"] else 0
     return adapter + data.eval_items * (4 * data.n_labels + 24)
 
@@ -244,25 +261,32 @@ def smaller_batches(trial: Trial) -> list[Change]:
     return found
 
 
-def to_json(plan: Plan) -> dict[str, Any]:
+def to_json(plan: Plan) -> str:
     """Plan for machines. ``peak_gib`` is what ``torch.cuda.max_memory_allocated`` would show."""
-    return {
-        "trials": [
-            {
-                "key": p.trial.key,
-                "state": p.state,
-                "config": dict(p.trial.config),
-                "trainable": p.parameters.trainable,
-                "total": p.parameters.total,
-                "peak_gib": p.memory.allocated / GIB,
-                "seconds": p.seconds.total,
-                "fits": p.fits,
-            }
-            for p in plan.trials
-        ],
-        "packs": [[trial.key for trial in pack] for pack in plan.packs],
-        "summary": plan.summary,
-    }
+    packs = [[trial.key for trial in pack] for pack in plan.packs]
+    rest = json.dumps({"packs": packs, "summary": plan.summary})
+    return '{"trials": [' + ", ".join(json_rows(plan)) + "], " + rest[1:]
+
+
+def json_rows(plan: Plan) -> Iterator[str]:
+    """Trials as JSON objects. What many of them share is encoded once."""
+    write = Writer(json.JSONEncoder().encode, ", ", ": ")
+    costs: dict[tuple[int, ...], str] = {}
+    for p in plan.trials:
+        like = id(p.parameters), id(p.memory), id(p.seconds)
+        if like not in costs:
+            costs[like] = json.dumps(
+                {
+                    "trainable": p.parameters.trainable,
+                    "total": p.parameters.total,
+                    "peak_gib": p.memory.allocated / GIB,
+                    "seconds": p.seconds.total,
+                    "fits": p.fits,
+                }
+            )
+        config = write(tuple(p.trial.config), list(p.trial.config.values()))
+        head = f'"key": "{p.trial.key}", "state": "{p.state}", "config": {config}, '
+        yield "{" + head + costs[like][1:]
 
 
 def short(plan: Plan) -> str:

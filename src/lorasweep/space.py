@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep import config as checks
 from lorasweep.errors import RequestError, nearest
-from lorasweep.trial import Trial
+from lorasweep.trial import Trial, keyed
 
 CONFIG_NAME = "config"
 # Settings that people think of in factors: "1,2,...,8" means 1,2,4,8 for these, and
@@ -121,7 +121,15 @@ class Composed:
 
     tree: DictConfig
     flat: dict[str, Any]
+    parts: dict[str, str]  # unresolved, by top-level name
     referenced: frozenset[str]
+
+    @classmethod
+    def of(cls, tree: DictConfig) -> "Composed":
+        """Read all of it off the tree."""
+        parts = _parts(tree)
+        referenced = re.findall(r"\$\{([\w.]+)\}", " ".join(parts.values()))
+        return cls(tree, plain(tree), parts, frozenset(referenced))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -143,11 +151,10 @@ def plain(tree: DictConfig) -> dict[str, Any]:
     return flatten({str(k): v for k, v in container.items()})
 
 
-def _references(tree: DictConfig) -> frozenset[str]:
-    raw = OmegaConf.to_container(
-        OmegaConf.masked_copy(tree, [str(k) for k in tree if k != "hydra"]), resolve=False
-    )
-    return frozenset(re.findall(r"\$\{([\w.]+)\}", str(raw)))
+def _parts(tree: DictConfig) -> dict[str, str]:
+    raw = OmegaConf.to_container(tree, resolve=False)
+    assert isinstance(raw, dict)
+    return {str(name): repr(value) for name, value in raw.items() if name != "hydra"}
 
 
 class Composer:
@@ -156,13 +163,16 @@ class Composer:
     def __init__(self, loader: ConfigLoader, hydra_overrides: Sequence[str] = ()) -> None:
         self.loader = loader
         self.hydra_overrides = list(hydra_overrides)
-        self._cache: dict[tuple[str, ...], Composed] = {}
+        self._cache: dict[tuple[str, ...], Composed | RequestError] = {}
         self._options: dict[str, list[str]] = {}  # Hydra reads folders anew each time
+        self._groups: list[str] = []
 
     def groups(self) -> list[str]:
         """Names of the configuration groups that belong to lorasweep."""
-        names = self.loader.list_groups("")
-        return [n for n in names if n != "hydra" and self.options(n)]
+        if not self._groups:
+            names = self.loader.list_groups("")
+            self._groups = [n for n in names if n != "hydra" and self.options(n)]
+        return self._groups
 
     def options(self, group: str) -> list[str]:
         """Names that a group can be set to."""
@@ -180,16 +190,50 @@ class Composer:
         cached = self._cache.get(tuple(overrides))
         if cached is None:
             cached = self._cache[tuple(overrides)] = self._compose(list(overrides))
+        if isinstance(cached, RequestError):
+            raise cached
         return cached
 
-    def _compose(self, overrides: list[str]) -> Composed:
+    def choose(self, fixed: Sequence[str], options: Mapping[str, Any]) -> Composed:
+        """Compose with these overrides and an option of each of several groups.
+
+        Options that each change nothing but their own group's part are composed one by one, and
+        put together: a sum of compositions in place of a product.
+
+        Raises:
+            RequestError: Hydra or the schema refuses them.
+        """
+        overrides = (*fixed, *(f"{group}={option}" for group, option in options.items()))
+        if overrides not in self._cache and len(options) > 1:
+            joined = self._join(fixed, options)
+            if joined is not None:
+                self._cache[overrides] = joined
+        return self(overrides)
+
+    def _join(self, fixed: Sequence[str], options: Mapping[str, Any]) -> Composed | None:
+        try:
+            base = self(fixed)
+            chosen, tree = base.tree.hydra.runtime.choices, base.tree.copy()
+            for group, option in options.items():
+                if chosen.get(group) == option:
+                    continue
+                found = self((*fixed, f"{group}={option}"))
+                names = base.parts.keys() | found.parts.keys()
+                if any(n != group and base.parts.get(n) != found.parts.get(n) for n in names):
+                    return None
+                OmegaConf.update(tree, group, found.tree[group], merge=False)
+            return Composed.of(tree)
+        except (RequestError, OmegaConfBaseException):
+            return None  # composing all together says what is wrong
+
+    def _compose(self, overrides: list[str]) -> Composed | RequestError:
         try:
             tree = self.loader.load_configuration(
                 CONFIG_NAME, self.hydra_overrides + overrides, RunMode.RUN
             )
-            return Composed(tree, plain(tree), _references(tree))
+            return Composed.of(tree)
         except (HydraException, OmegaConfBaseException) as error:
-            raise RequestError([describe(error)]) from error
+            return RequestError([describe(error)])
 
 
 def describe(error: Exception) -> str:
@@ -494,10 +538,10 @@ class Builder:
 
     def __call__(self, swept: Mapping[str, Any], problems: list[str]) -> dict[str, Any] | None:
         """Return the flat configuration; None where it is refused, which ``problems`` explains."""
-        chosen = [f"{k}={v}" for k, v in swept.items() if k in self.groups]
+        options = {k: v for k, v in swept.items() if k in self.groups}
         values = {k: v for k, v in swept.items() if k not in self.groups}
         try:
-            composed = self.composer([*self.fixed, *chosen])
+            composed = self.composer.choose(self.fixed, options)
             if composed.referenced.isdisjoint(values):
                 typed = {k: self._convert(composed.tree, k, v) for k, v in values.items()}
                 return {**composed.flat, **typed}
@@ -525,11 +569,15 @@ def _configs(space: Space, composer: Composer, problems: list[str]) -> Iterator[
 
 def finish(flat: dict[str, Any], problems: list[str]) -> Trial:
     """Check one flat configuration and settle what depends on several keys (alpha)."""
+    return Trial(_settled(flat, problems))
+
+
+def _settled(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     found = checks.problems(flat)
     problems += [text for text in found if text not in problems]
     if not found:
         flat["lora.alpha"] = checks.alpha_of(flat["lora.r"], flat["lora.alpha"])
-    return Trial(flat)
+    return flat
 
 
 def expand(space: Space, composer: Composer, problems: list[str]) -> list[Trial]:
@@ -539,7 +587,6 @@ def expand(space: Space, composer: Composer, problems: list[str]) -> list[Trial]
     ``problems`` says that they are wrong.
     """
     trials: dict[str, Trial] = {}
-    for flat in _configs(space, composer, problems):
-        trial = finish(flat, problems)
+    for trial in keyed(_settled(flat, problems) for flat in _configs(space, composer, problems)):
         trials.setdefault(trial.key, trial)
     return list(trials.values())
