@@ -28,6 +28,8 @@ from lorasweep.trial import Failure, Result, State, Trial
 POLL_S = 0.5
 _BARREN = 4
 ELSEWHERE_S = 2.0  # how often the record is asked for trials that another process runs
+# Trials looked ahead for one that suits a pack.
+_AHEAD = 1024
 
 
 @dataclass
@@ -310,12 +312,20 @@ class Scheduler:
         left = self.sampler.total - len(self.keys) + len(self.ready)
         share = 1 if first.alone else 1 + left // self.executor.workers
         while len(jobs) < share:
-            suits = partial(self.room, [job.trial for job in jobs])
-            attempt = self._take(suits, worker, pack=True)
+            attempt = self._join([job.trial for job in jobs], worker)
             if attempt is None:
                 break
             jobs.append(self._job(attempt))
         return jobs
+
+    def _join(self, pack: Sequence[Trial], worker: int) -> Attempt | None:
+        """Claim another trial for a pack: rather one that reads the same texts at the same time."""
+
+        def alike(trial: Trial) -> bool:
+            return trial["seed"] == pack[-1]["seed"] and self.room(pack, trial)
+
+        attempt = self._take(alike, worker, pack=True)
+        return attempt or self._take(partial(self.room, pack), worker, pack=True)
 
     def _take(self, suits: Callable[[Trial], bool], worker: int, *, pack: bool) -> Attempt | None:
         """Claim the next trial that suits; those before it that do not wait for another pack."""
@@ -338,12 +348,13 @@ class Scheduler:
         return None
 
     def _next(self, suits: Callable[[Trial], bool]) -> Suggestion | None:
-        """Return the next suggestion that suits; looks ahead as far as a pack is long."""
+        """Return the next suggestion that suits, looking ahead; little where a search learns."""
         for suggestion in self.ready:
             if suits(suggestion.trial):
                 self.ready.remove(suggestion)
                 return suggestion
-        while len(self.ready) < self.pack_size and (asked := self._ask()) is not None:
+        reach = self.pack_size if self.sampler.remembers or self.pack_size == 1 else _AHEAD
+        while len(self.ready) < reach and (asked := self._ask()) is not None:
             if suits(asked.trial):
                 return asked
             self.ready.append(asked)
@@ -439,7 +450,7 @@ class Scheduler:
         pack = [a.job for a in self.attempts.values() if a.worker == worker]
         if not pack or self.outbox.since is not None:
             return None
-        attempt = self._take(partial(self.room, pack), worker, pack=True)
+        attempt = self._join(pack, worker)
         return None if attempt is None else self._job(attempt)
 
     def on_end(self, key: str, result: Result) -> None:

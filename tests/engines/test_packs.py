@@ -218,12 +218,14 @@ def test_steps_of_fixed_shape_are_the_same_steps(
                 assert exactness == "fast" or torch.equal(found[name], expected)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_dropout_of_fixed_steps_is_dropout(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It trains as the usual one does, and a trial that is stopped goes on with the same."""
     monkeypatch.setattr(steps, "worthwhile", lambda base: True)
-    settings = ("model=tiny_llama", "engine=packed", "target=all_linear_head", "lora.dropout=0.5")
+    settings = ("model=tiny_llama", "engine=packed", "target=all_linear_head")
+    settings += ("lora.dropout=0.5", f"train.precision={precision}")
     trials = make(*settings, "seed=0,1", "train.epochs=2")
     (without,) = make(*settings, "lora.dropout=0", "train.epochs=2")
     whole = run(PackedEngine(), [*trials, without], tmp_path / "whole")

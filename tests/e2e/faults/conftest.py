@@ -183,8 +183,8 @@ def sandboxes(data: list[str], cache: Path) -> Callable[[Path], Sandbox]:
             "LORASWEEP_CACHE": str(cache),
             "PYTHONUNBUFFERED": "1",
             "FAULTY": str(folder / "faulty"),
-            "FAULTY_STEPS": "5",
-            "FAULTY_STEP_S": "0.05",
+            "FAULTY_STEPS": "8",
+            "FAULTY_STEP_S": "0.03",
             **{k: str(v) for k, v in env.items()},
         }
         return Sandbox(folder, common, everything, uri or f"sqlite:///{output}/mlflow.db")
@@ -214,3 +214,16 @@ def calm(sandboxes: Sandboxes, tmp_path_factory: pytest.TempPathFactory) -> Call
         return known[request]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def like_calm(calm: Callable[..., Table]) -> Callable[[Sandbox, int], None]:
+    """Check that a record is that of the ``NoTorch`` trials of ranks 1 to n, undisturbed."""
+
+    def check(box: Sandbox, ranks: int) -> None:
+        expected, found = calm("lora.r=1,2,3,...,16", ENGINE.format("NoTorch"), TWO), box.table()
+        assert len(found) == ranks
+        assert set(box.attempts()) == set(map(str, range(1, ranks + 1)))
+        assert found == {key: expected[key] for key in found}
+
+    return check

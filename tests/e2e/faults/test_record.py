@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Sandboxes, Table, wait_for
+from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Sandboxes, wait_for
 from tests.e2e.faults.servers import MlflowServer, postgres
 
+Calm = Callable[[Sandbox, int], None]
 EIGHT = ("lora.r=1,2,3,...,8", ENGINE.format("NoTorch"), TWO)
 
 
 def test_two_controllers_share_the_work_and_one_outlives_the_other(
-    box: Sandbox, calm: Callable[..., Table]
+    box: Sandbox, like_calm: Calm
 ) -> None:
     both = [box.start(*EIGHT, FAULTY_STEP_S=0.1) for _ in range(2)]
     assert [one.ends() for one in both] == [0, 0], both[0].said + both[1].said
     box.is_left_clean()
-    assert box.table() == calm(*EIGHT)
+    like_calm(box, 8)
     assert set(box.starts().values()) == {1}
     assert set(box.attempts().values()) == {1}
     assert all("8 of 8 trials done" in one.said for one in both)
@@ -31,7 +32,7 @@ def test_two_controllers_share_the_work_and_one_outlives_the_other(
     assert both[1].ends() == 0, both[1].said
     both[0].ends()
     box.is_left_clean()
-    assert box.table() == calm(*sixteen)
+    like_calm(box, 16)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
 
 
 def test_a_server_that_goes_away_costs_no_result(
-    sandboxes: Sandboxes, server: MlflowServer, tmp_path: Path, calm: Callable[..., Table]
+    sandboxes: Sandboxes, server: MlflowServer, tmp_path: Path, like_calm: Calm
 ) -> None:
     box = sandboxes(tmp_path, server.uri)
     command = (*EIGHT, "tracking=server", f"tracking.uri={server.uri}")
@@ -61,14 +62,14 @@ def test_a_server_that_goes_away_costs_no_result(
     box.no_process_is_left()
     server.start()
     box.call(*command, FAULTY_STEP_S=0.3)
-    assert box.table() == calm(*EIGHT)
+    like_calm(box, 8)
     assert set(box.starts().values()) <= {1, 2}
     assert not list(box.output.glob("sweep/*/result.json"))
     box.end()
 
 
 def test_two_controllers_on_a_server_over_postgresql(
-    sandboxes: Sandboxes, tmp_path: Path, calm: Callable[..., Table]
+    sandboxes: Sandboxes, tmp_path: Path, like_calm: Calm
 ) -> None:
     (tmp_path / "postgres").mkdir()
     with postgres(tmp_path / "postgres") as store:
@@ -80,7 +81,7 @@ def test_two_controllers_on_a_server_over_postgresql(
             both = [box.start(*command, FAULTY_STEP_S=0.1) for _ in range(2)]
             assert [one.ends() for one in both] == [0, 0], both[0].said + both[1].said
             box.is_left_clean()
-            assert box.table() == calm(*EIGHT)
+            like_calm(box, 8)
             assert set(box.starts().values()) == {1}
             box.end()
         finally:
@@ -102,7 +103,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_the_sweep_with_a_sentence_and_costs_nothing(
-    small_disk: Path, box: Sandbox, calm: Callable[..., Table]
+    small_disk: Path, box: Sandbox, like_calm: Calm
 ) -> None:
     command = (*EIGHT, "tracking.patience=0.05")
     one = box.start(*command, FAULTY_STEP_S=0.3)
@@ -120,5 +121,5 @@ def test_a_full_disk_stops_the_sweep_with_a_sentence_and_costs_nothing(
     assert "Traceback" not in one.said
     filler.unlink()
     box.call(*command)
-    assert box.table() == calm(*EIGHT)
+    like_calm(box, 8)
     assert set(box.starts().values()) <= {1, 2}

@@ -106,17 +106,29 @@ def update(
     A has shape (trials, r, in), B (trials, out, r), the scale (trials, 1, 1) in float32.
     """
     low = torch.bmm(x, a.transpose(1, 2))
-    return torch.baddbmm(y, (low * scale).to(low.dtype), b.transpose(1, 2))
+    low = (low * scale).to(low.dtype)
+    if x.is_cuda:  # where baddbmm first copies y; a sum is done by whatever reads it next
+        return y + torch.bmm(low, b.transpose(1, 2))
+    return torch.baddbmm(y, low, b.transpose(1, 2))
 
 
 class Bank:
     """Weights, gradients and moments of ``rows`` trials of one shape, each float32 (rows, size).
 
     The products of the low-rank pairs work on ``work``: the weights themselves, or a copy in
-    the format of the arithmetic. Gradients arrive in the leaves' ``.grad``, which are views.
+    the format of the arithmetic. Gradients arrive in the leaves' ``.grad``, which are views;
+    with ``whole``, where every pass is for all rows, those of the copy are tensors of their own.
     """
 
-    def __init__(self, shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        whole: bool = False,
+    ) -> None:
         def matrix() -> torch.Tensor:
             return torch.zeros(rows, shape.size, device=device)
 
@@ -127,9 +139,10 @@ class Bank:
         self.scale = torch.zeros(rows, 1, 1, device=device)
         self.noise: Noise | None = None  # in steps of fixed shape, where there is dropout
         self.work, self.work_grads = self.weights, self.grads
+        self.whole = whole and dtype != torch.float32
         if dtype != torch.float32:
             self.work = torch.zeros(rows, shape.low_rank, dtype=dtype, device=device)
-            self.work_grads = torch.zeros_like(self.work)
+            self.work_grads = self.grads if self.whole else torch.zeros_like(self.work)
         self.pairs = {slot: (self._leaf(a), self._leaf(b)) for slot, a, b in shape.pairs}
 
     def claim(self, row: int, own: Shape) -> None:
@@ -139,7 +152,7 @@ class Bank:
     def _leaf(self, entry: Entry) -> torch.Tensor:
         held = (self.rows, *entry.held)
         leaf = self.work[:, entry.place].view(held).detach().requires_grad_()
-        leaf.grad = self.work_grads[:, entry.place].view(held)
+        leaf.grad = None if self.whole else self.work_grads[:, entry.place].view(held)
         return leaf
 
     def head(self, row: int) -> dict[str, nn.Parameter]:
@@ -158,7 +171,14 @@ class Bank:
 
     def settle(self) -> None:
         """Add the gradients of the copy to those of the weights."""
-        if self.work is not self.weights:
+        if self.whole:
+            entries = [e for _, a, b in self.shape.pairs for e in (a, b)]
+            leaves = [leaf for pair in self.pairs.values() for leaf in pair]
+            here = [self.grads[:, e.place].view(self.rows, *e.held) for e in entries]
+            torch._foreach_copy_(here, [leaf.grad for leaf in leaves])
+            for leaf in leaves:
+                leaf.grad = None
+        elif self.work is not self.weights:
             self.grads[:, : self.shape.low_rank] += self.work_grads
             self.work_grads.zero_()
 
@@ -192,7 +212,7 @@ class Bank:
         self._adamw(row, slice(0, self.shape.decayed), rate, decay)
         if self.shape.decayed < self.shape.size:
             self._adamw(row, slice(self.shape.decayed, None), rate, 0.0)
-        grad.zero_()
+        (grad[self.shape.low_rank :] if self.whole else grad).zero_()
         return norm
 
     def _adamw(self, row: int, part: slice, rate: float | torch.Tensor, decay: float) -> None:

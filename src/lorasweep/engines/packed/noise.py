@@ -49,15 +49,16 @@ def thinned(x: torch.Tensor, key: torch.Tensor, bars: torch.Tensor) -> torch.Ten
             int32.
     """
     place = torch.arange(x.shape[1] * x.shape[2], dtype=torch.int32, device=x.device)
-    number = _mixed(place.view(1, *x.shape[1:]) + key[:, 0, None, None])
-    number = _mixed(number ^ key[:, 1, None, None])
+    stride = (key[:, 1] | 1)[:, None, None]
+    number = _mixed(place.view(1, *x.shape[1:]) * stride + key[:, 0, None, None])
     return torch.where((number & ((1 << _BITS) - 1)) >= bars, x, 0.0)
 
 
 @functools.cache
 def fused() -> Callable[..., torch.Tensor]:
     """Return ``thinned`` as one kernel, for blocks that are not compiled themselves."""
-    return torch.compile(thinned, dynamic=True)
+    compiled: Callable[..., torch.Tensor] = torch.compile(thinned, dynamic=True)
+    return compiled
 
 
 class Noise:

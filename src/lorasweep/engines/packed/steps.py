@@ -210,7 +210,8 @@ class Steps:
             dropped = member.adapter.dropout > 0
             groups.setdefault((_filled(member).held, dropped), []).append(member)
         for (_, dropped), group in groups.items():
-            bank = Bank(_filled(group[0]), len(group), self.base.autocast, self.base.device)
+            shape, base = _filled(group[0]), self.base
+            bank = Bank(shape, len(group), base.autocast, base.device, whole=True)
             self.banks.append(bank)
             if dropped:
                 bank.noise = Noise(self._keys(group, bank).to(self.base.device))
