@@ -6,21 +6,21 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.prompt import Confirm
 
-from lorasweep import costs, glance, plan, rest, samplers, space, startup
+from lorasweep import costs, glance, plan, samplers, space, startup
 from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
 from lorasweep.errors import DONE, LorasweepError, RequestError
 from lorasweep.samplers import Listed, Objective, Sampler
-from lorasweep.screen import console
 from lorasweep.space import Composer
 from lorasweep.trial import Trial, keyed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def run_one(tree: DictConfig) -> int:
     return carry_out(Request(with_content([trial]), aims), inline=True).code
 
 
-def fitting(found: plan.Plan, screen: Console) -> list[Trial]:
+def fitting(found: plan.Plan, screen: "Console") -> list[Trial]:
     """Leave out trials that do not fit, as the user wishes.
 
     Raises:
@@ -264,6 +264,8 @@ def fitting(found: plan.Plan, screen: Console) -> list[Trial]:
         return [p.trial for p in found.trials]
     skip = bool(found.trials[0].trial["skip_unfit"])
     if not skip and sys.stdin.isatty():
+        from rich.prompt import Confirm
+
         skip = Confirm.ask(f"go on without the {len(found.unfit)} that do not fit?", console=screen)
     if not skip:
         hint = "skip_unfit=true runs the others"
@@ -274,18 +276,20 @@ def fitting(found: plan.Plan, screen: Console) -> list[Trial]:
 
 def carry_out(request: Request, *, inline: bool = False) -> Outcome:
     """Plan what was asked for, and unless only the plan was wanted, do it."""
-    found, screen = planned(request.trials), console()
-    match request.settings["plan"]:
-        case "json":
-            print(plan.to_json(found))
-            return Outcome(DONE)
-        case "table":
-            screen.print(plan.table(found))
-            return Outcome(DONE)
-        case _:
-            if request.search is not None:
-                screen.print("a search; its extremes are:", markup=False)
-            screen.print(plan.short(found), markup=False)
+    found, wanted = planned(request.trials), request.settings["plan"]
+    if wanted == "json":
+        print(plan.to_json(found))
+        return Outcome(DONE)
+    from lorasweep import rest  # draws with rich, which takes a while to load
+    from lorasweep.screen import console
+
+    screen = console()
+    if wanted == "table":
+        screen.print(plan.table(found))
+        return Outcome(DONE)
+    if request.search is not None:
+        screen.print("a search; its extremes are:", markup=False)
+    screen.print(plan.short(found), markup=False)
     startup.settle()
     trials = fitting(found, screen)
     if not trials:

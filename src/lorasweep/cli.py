@@ -8,6 +8,8 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep import config, errors, startup
@@ -35,7 +37,9 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
     def act() -> int:
         if not any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
             if all(a in _OURS for a in arguments if a.startswith("-")):
-                refuse_words(arguments)
+                code = refuse_words(arguments)
+                if code is not None:
+                    return code
             # Hydra would print its own traceback; with this it lets errors through to us.
             os.environ["HYDRA_FULL_ERROR"] = "1"
         hydra_main()
@@ -86,8 +90,11 @@ def composer_for(loader: ConfigLoader, hydra_overrides: Sequence[str]) -> Compos
     return Composer(loader, others) if others or not _checked else _checked[0]
 
 
-def refuse_words(arguments: Sequence[str]) -> None:
+def refuse_words(arguments: Sequence[str]) -> int | None:
     """Check the words of the request before Hydra does, so that all problems come at once.
+
+    Returns:
+        The exit code where only the plan of a sweep was wanted, which needs no more of Hydra.
 
     Raises:
         RequestError: a word is wrong; holds the problems of the rest of the request too.
@@ -108,10 +115,24 @@ def refuse_words(arguments: Sequence[str]) -> None:
         if read.axes and not multirun and not any(f.startswith(_STUDY) for f in read.fixed):
             keys = ", ".join(k for axis in read.axes for k in axis.keys)
             problems.append(f"{keys}: a list of values needs -m (python sweep.py -m …)")
+        if not problems and _plans_only(composer(read.fixed).tree, overrides, multirun):
+            return app.run(overrides, params, composer)
         if not problems:
-            return
+            return None
         try:
             app.request_of(overrides, params, composer)
         except errors.RequestError as error:
             problems += error.problems
     raise errors.RequestError(problems)
+
+
+def _plans_only(tree: DictConfig, overrides: Sequence[str], multirun: bool) -> bool:
+    """Whether Hydra, with nothing changed about it, would only have our sweeper show a plan."""
+    mode = tree.hydra.mode or (RunMode.MULTIRUN if multirun else RunMode.RUN)
+    return (
+        tree.plan in ("table", "json")
+        and mode == RunMode.MULTIRUN
+        and tree.hydra.sweeper._target_ == "hydra_plugins.lorasweep_sweeper.LorasweepSweeper"
+        and not tree.hydra.callbacks
+        and not any(o.lstrip("+~").startswith("hydra") for o in overrides)
+    )

@@ -3,11 +3,11 @@
 Where the texts come from is one module each: `reviews5` (a package), `hub`, `files`.
 """
 
+import importlib
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from lorasweep.errors import RequestError, nearest
-from lorasweep.tasks import files, hub, reviews5
 from lorasweep.tasks.data import Examples, Task, TaskData, listing
 from lorasweep.tasks.scoring import metrics
 from lorasweep.tasks.tokens import tokenise
@@ -32,7 +32,12 @@ class _Source(Protocol):
 
 
 _TOKENS_A_WORD = 1.35  # English in usual vocabularies of 30,000 to 130,000 pieces
-_SOURCES: dict[str, _Source] = {"reviews5": reviews5, "hub": hub, "files": files}
+_SOURCES = ("reviews5", "hub", "files")
+
+
+def _source(name: str) -> _Source:
+    """Load the module of a source; a plan needs few of them."""
+    return cast("_Source", importlib.import_module(f"lorasweep.tasks.{name}"))
 
 
 def problems(task: Task) -> list[str]:
@@ -49,12 +54,16 @@ def problems(task: Task) -> list[str]:
             f"task.source={source}: not known{nearest(source, _SOURCES)} "
             f"(known: {listing(_SOURCES)})"
         ]
-    return _SOURCES[source].problems(task)
+    return _source(source).problems(task)
 
 
 def digest(task: Task) -> str | None:
     """Hash of local files' content, a part of the trial's key; None for pinned sources."""
-    return files.digest(task) if task["source"] == "files" else None
+    if task["source"] != "files":
+        return None
+    from lorasweep.tasks import files
+
+    return files.digest(task)
 
 
 def sizes(task: Task, cache: Path) -> tuple[int, int, int, float | None]:
@@ -70,9 +79,12 @@ def sizes(task: Task, cache: Path) -> tuple[int, int, int, float | None]:
         data = load(task, cache)
         words = sum(len(text.split()) for text in data.train.texts) / len(data.train)
         return len(data.labels), len(data.train), len(data.eval), words * _TOKENS_A_WORD
-    rows = (reviews5.TRAIN_ROWS, reviews5.EVAL_ROWS) if task["source"] == "reviews5" else (0, 0)
+    rows, tokens = (0, 0), None
+    if task["source"] == "reviews5":
+        from lorasweep.tasks import reviews5
+
+        rows, tokens = (reviews5.TRAIN_ROWS, reviews5.EVAL_ROWS), reviews5.TOKENS
     train, evaluation = task["train_size"] or rows[0], task["eval_size"] or rows[1]
-    tokens = reviews5.TOKENS if task["source"] == "reviews5" else None
     return int(task["classes"] or 2), int(train), int(evaluation), tokens
 
 
@@ -87,7 +99,6 @@ def load(task: Task, cache: Path) -> TaskData:
         LorasweepError: the data cannot be had.
         RequestError: the settings do not fit the data; holds every problem found.
     """
-    source = _SOURCES.get(task["source"])
-    if source is None:
+    if task["source"] not in _SOURCES:
         raise RequestError(problems(task))
-    return source.load(task, cache)
+    return _source(str(task["source"])).load(task, cache)
