@@ -66,6 +66,20 @@ def build(uri: str, table: pd.DataFrame) -> Details:
     )
 
 
+def completed(details: Details, before: Details, table: pd.DataFrame) -> Details:
+    """Add what an earlier file holds of the table's finished trials and the record no longer."""
+    done = set(table.loc[table["state"] == "done", "key"])
+
+    def both(new: pd.DataFrame, old: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+        kept = old[old["key"].isin(done - set(new["key"]))]
+        return _joined([new[:0], new, kept], order)
+
+    return Details(
+        both(details.items, before.items, ["key", "item"]),
+        both(details.curves, before.curves, ["key", "metric", "step"]),
+    )
+
+
 def write(details: Details, table: Path) -> list[Path]:
     """Write what there is beside a table; files of an earlier table are removed.
 

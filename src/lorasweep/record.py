@@ -371,9 +371,9 @@ class Record:
         if study in self._experiments:
             return self._experiments[study]
         found = self.client.get_experiment_by_name(study)
+        local = self.uri.startswith("sqlite:///")
+        place = (self.artifacts / study).as_uri() if local else None
         if found is None:
-            local = self.uri.startswith("sqlite:///")
-            place = (self.artifacts / study).as_uri() if local else None
             # opens the UI on the table of runs, not on its tools for chat applications
             tags = {"mlflow.experimentKind": "custom_model_development"}
             # Another process may have made it in this very moment.
@@ -382,6 +382,9 @@ class Record:
             found = self.client.get_experiment_by_name(study)
             if found is None:
                 raise RecordError(f"the study {study} cannot be made in the record at {self.uri}")
+        if place is not None and not Path(found.artifact_location.removeprefix("file://")).exists():
+            # The record was moved, perhaps from another machine: what comes now lies beside it.
+            found = Experiment(found.experiment_id, study, place, found.lifecycle_stage)
         self._experiments[study] = found
         return found
 

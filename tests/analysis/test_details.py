@@ -77,3 +77,19 @@ def test_damage_is_told(tmp_path: Path) -> None:
     pd.DataFrame({"key": ["a"]}).to_parquet(tmp_path / "x.items.parquet")
     with pytest.raises(RecordError, match="columns key, item"):
         details.read(tmp_path / "x.parquet")
+
+
+def test_answers_that_only_an_earlier_file_has_are_kept(run: Callable[..., Run]) -> None:
+    trials = table.tidy([run(seed=seed) for seed in range(4)])
+    first, second, third, _ = trials["key"]
+
+    def answers(keys: list[str], predicted: int) -> details.Details:
+        rows = [(key, item, 1, predicted) for key in keys for item in (1, 2)]
+        return details.Details(pd.DataFrame(rows, columns=list(details.ITEMS)), empty.curves)
+
+    empty = details.empty()
+    both = details.completed(
+        answers([first, second], 3), answers([second, third, "gone"], 4), trials
+    ).items
+    assert both.groupby("key")["predicted"].first().to_dict() == {first: 3, second: 3, third: 4}
+    assert details.completed(empty, empty, trials).items.empty
