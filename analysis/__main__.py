@@ -8,18 +8,19 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from analysis import cells, figures, tables
 from analysis import details as more
-from analysis import figures, tables
 from analysis import table as tidy
-from lorasweep.errors import DONE, LorasweepError
+from lorasweep.errors import DONE, LorasweepError, RequestError
 
 RECORD = Path("outputs/mlflow.db")
 TABLE = Path("results/trials.parquet")
-OUT = {name: Path("results") / name for name in ("figures", "claims", "report")}
+OUT = {name: Path("results") / name for name in ("figures", "claims", "report", "rates")}
 _WHAT = {
     "figures": "draw every figure and table",
     "claims": "judge the paper's claims: confirmed, refuted or undecided",
     "report": "write all of it as one page, HTML and Markdown",
+    "rates": "say which learning rate a search found, for study=patil2025_tuned",
 }
 
 
@@ -30,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "table":
             _make_table(options.uri, options.out, whole=True)
         else:
-            {"figures": _make_figures, "claims": _judge, "report": _report}[options.command](
-                options
-            )
+            commands = {"figures": _make_figures, "claims": _judge, "report": _report}
+            {**commands, "rates": _find_rates}[options.command](options)
     except LorasweepError as error:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         return error.exit_code
@@ -60,7 +60,8 @@ def _make_table(uri: str, out: Path, *, whole: bool) -> pd.DataFrame:
     made = tidy.build(uri)
     tidy.write(made, out)
     if whole:
-        more.write(more.build(uri, made), out)
+        # A record that was moved without its artefacts has answers only in the earlier file.
+        more.write(more.completed(more.build(uri, made), more.read(out), made), out)
     done = int((made["state"] == "done").sum())
     _say(f"{out}: {len(made)} trial{'s' * (len(made) > 1)}, {done} finished, from {uri}")
     return made
@@ -108,6 +109,21 @@ def _report(options: argparse.Namespace) -> None:
     with Console(stderr=True).status("drawing"):
         written = report.write(report.Source(trials, more.read(path), path, told), options.out)
     _say(f"{written[0]}, {written[1]}: {len(written) - 2} figure files")
+
+
+def _find_rates(options: argparse.Namespace) -> None:
+    from analysis import rates
+
+    trials, _ = _trials(options, whole=False)
+    found = rates.searches(trials)
+    if not found:
+        raise RequestError(["no search for a learning rate: one rank and alpha, several rates"])
+    for model, task in found:
+        for row in rates.tried(trials, model, task).itertuples():
+            series = cells.series_name((str(row.method), str(row.target)))
+            picked = "  picked" if row.picked else ""
+            _say(f"{series:22} {row.learning_rate:<8g} {row.accuracy:.4f}{picked}")
+        _say(rates.words(trials, model))
 
 
 def _say(text: str) -> None:

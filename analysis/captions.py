@@ -145,6 +145,8 @@ def _setting(view: View) -> str:
     said = dict(view.setting)
     train, test = said.pop("train_size", "none"), said.pop("eval_size", "none")
     extra = said.pop("settings", "")
+    if "learning rates:" in extra:  # tuned: one for each series, named there
+        said.pop("learning_rate", None)
     data = [
         "every training example" if train == "none" else f"{train} training examples",
         "evaluated on every example" if test == "none" else f"evaluated on {test} examples",

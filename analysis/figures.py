@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import captions, cells, style
+from analysis import captions, cells, rates, style
 from analysis.cells import Series, View
 from analysis.slices import slices
 from lorasweep.errors import RecordError, RequestError
@@ -133,8 +133,12 @@ def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
     """
     written: list[Path] = []
     places = table[["model", "task"]].drop_duplicates().sort_values(["model", "task"])
+    searches = rates.searches(table)
     try:
         for model, task in places.itertuples(index=False, name=None):
+            if (model, task) in searches:
+                written += _draw_search(table, model, task, out / f"{model}_{task}")
+                continue
             readings = slices(table, model, task)
             for one in readings:
                 shown = one.table if len(readings) > 1 else table
@@ -143,6 +147,13 @@ def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
     except OSError as error:
         raise RecordError(f"The figures could not be written to {out}: {error}.") from error
     return written
+
+
+def _draw_search(table: pd.DataFrame, model: str, task: str, folder: Path) -> list[Path]:
+    written = style.save(rates.plot(table, model, task), folder / "learning_rates")
+    told = folder / "captions.md"
+    told.write_text(rates.caption(table, model, task) + "\n", encoding="utf-8")
+    return [*written, told]
 
 
 def _draw_place(table: pd.DataFrame, model: str, task: str, folder: Path) -> list[Path]:

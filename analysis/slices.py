@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import rates as search
+
 _SERIES = ["method", "target"]
 _CELL = ["r", "alpha"]
 SWEPT = 0.5  # a rate counts as swept where it has this share of the best covered rate's cells
@@ -34,10 +36,11 @@ class Slice:
 def slices(table: pd.DataFrame, model: str, task: str) -> list[Slice]:
     """Every reading of a model and task, the one with most trials first.
 
-    The tuned reading takes, for each method and target, the swept rate with the best mean
-    accuracy over the cells that all its swept rates share. It was chosen on the items that it is
-    judged by, so its level is a little too good; differences between ranks and alphas are at one
-    rate and are not touched by that.
+    The tuned reading takes, for each method and target, the rate that a search on the same model
+    found (see ``rates``). Without one it takes the swept rate with the best mean accuracy over the
+    cells that all its swept rates share. That was chosen on the items that it is judged by, so its
+    level is a little too good; differences between ranks and alphas are at one rate and are not
+    touched by that.
     """
     rows = table[(table["model"] == model) & (table["task"] == task)]
     adapted = rows["r"].notna()
@@ -55,7 +58,11 @@ def slices(table: pd.DataFrame, model: str, task: str) -> list[Slice]:
         if sum(rate in found for found in swept.values()) == len(swept)
     ]
     fixed.sort(key=lambda one: -len(one.table))
-    best = {series: _best(rows, series, found) for series, found in swept.items()}
+    searched = search.picks(table, model)
+    best = {
+        series: searched[series] if searched.get(series) in found else _best(rows, series, found)
+        for series, found in swept.items()
+    }
     found = [*fixed]
     if len(set(best.values())) > 1 or not any(s.name == f"lr{min(best.values()):g}" for s in fixed):
         found.append(_tuned(rows, model, task, best))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis import rates
 from analysis.claims import costs, patil2025, sides
 from analysis.claims.verdicts import Claim, Part, Verdict
 from analysis.details import Details
@@ -39,7 +40,7 @@ class Scorecard:
     @property
     def title(self) -> str:
         """``smollm2_135m on local, learning rate 0.0001``."""
-        return f"{self.part.model} on {self.part.task}, {self.part.title}"
+        return f"{self.part.model} on {self.part.task}, {self.part.title.split(' (')[0]}"
 
 
 def judge(table: pd.DataFrame, details: Details) -> list[Scorecard]:
@@ -54,11 +55,14 @@ def judge(table: pd.DataFrame, details: Details) -> list[Scorecard]:
 def places(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Models and tasks on which an adapter was evaluated, those with most trials first.
 
-    A model with random weights tells what a step costs, and nothing about scores.
+    A model with random weights tells what a step costs, and nothing about scores; a search for
+    the learning rate tells that rate.
     """
     known = table[table["r"].notna() & ~costs.random_weights(table)]
     counts = known.groupby(["model", "task"]).size().sort_values(ascending=False, kind="stable")
-    return [(str(model), str(task)) for model, task in counts.index]
+    searches = rates.searches(table)
+    found = [(str(model), str(task)) for model, task in counts.index]
+    return [place for place in found if place not in searches]
 
 
 def scorecard(table: pd.DataFrame, details: Details, part: Slice) -> Scorecard:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import claims, curves, figures, pareto, style, tables
+from analysis import claims, curves, figures, pareto, rates, style, tables
 from analysis.claims import Scorecard, patil2025
 from analysis.details import Details
 from analysis.paper_tables import (
@@ -25,7 +25,7 @@ from analysis.paper_tables import (
     table3,
     table4,
 )
-from analysis.report import accounts, html
+from analysis.report import accounts, html, small_alpha
 from lorasweep.errors import RecordError, RequestError
 
 TITLE = "LoRA and QLoRA against rank, alpha and layers: a published study, tested"
@@ -81,6 +81,7 @@ def _text(source: Source, cards: Sequence[Scorecard], folder: Path) -> tuple[str
         *_verdicts(cards),
         "## Setting",
         *_setting(source, cards),
+        *_rates(source, pictures),
         *(line for card in cards for line in _figures(card, source, pictures)),
         "## The paper's tables beside ours",
         *_tables(source),
@@ -159,12 +160,30 @@ def _setting(source: Source, cards: Sequence[Scorecard]) -> list[str]:
     told = f"Made by lorasweep at {', '.join(c[:12] for c in commits)}." if commits else ""
     if not cards:
         return [told]
-    tuned = [card.part.title for card in cards if card.part.name == "tuned"]
-    notes = [f"Tuned means: {_safe(title)}. {_TUNED}" for title in tuned]
+    tuned = [card.part for card in cards if card.part.name == "tuned"]
+    notes = [
+        f"Tuned means: {_safe(part.title)}. "
+        + (_SEARCHED if rates.picks(table, part.model) else _TUNED)
+        for part in tuned
+    ]
     frame = accounts.settings(card.part for card in cards)
     return [tables.markdown(_cells(frame)), *notes, told]
 
 
+def _rates(source: Source, pictures: _Pictures) -> list[str]:
+    """The search for a learning rate, where there was one."""
+    found = []
+    for model, task in rates.searches(source.table):
+        told = rates.caption(source.table, model, task)
+        stem = f"{model}_{task}_learning_rates".replace("/", "-")
+        found += ["## The learning rate, searched beforehand"]
+        found += [pictures.add(rates.plot(source.table, model, task), stem, "learning rates"), told]
+    return found
+
+
+_SEARCHED = (
+    "Each was found by a search of its own (below); ranks and alphas are compared within one rate."
+)
 _TUNED = (
     "Each was chosen by its mean accuracy over all cells on the items it is judged by, so the "
     "level is a little too good; ranks and alphas are compared within one rate."
@@ -178,6 +197,9 @@ def _figures(card: Scorecard, source: Source, pictures: _Pictures) -> list[str]:
     found = [f"## Figures: {_safe(card.title)}"]
     for stem, (draw, tell) in figures.FIGURES.items():
         found += _shown(lambda d=draw: d(*where), pictures, f"{prefix}_{stem}", tell(*where))
+    below = small_alpha.table(part, source.details)
+    if len(below):
+        found += ["### α below the rank", tables.markdown(_cells(below))]
     found += ["### Accuracy against cost"]
     found += _shown(
         lambda: pareto.plot_pareto(*where), pictures, f"{prefix}_pareto", pareto.caption(*where)

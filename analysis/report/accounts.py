@@ -11,6 +11,8 @@ from analysis.slices import Slice
 
 PAPER_GPU_HOURS = 154  # 28 trials of LoRA at 30 min and 28 of QLoRA at 5 h (its Table 1)
 _GROUP = ["model", "task", "method", "arithmetic", "device"]
+# What a step costs depends on these (and on the rank, by a few percent).
+_KIND = ["model", "method", "target", "arithmetic", "device", "batch_size", "max_length"]
 
 
 def settings(cards: Iterable[Slice]) -> pd.DataFrame:
@@ -58,12 +60,14 @@ def _setting(card: Slice) -> list[str]:
 def costs(table: pd.DataFrame) -> pd.DataFrame:
     """Plan against what happened, a row a model, task, method and device.
 
-    Memory and time are compared over trials that ran alone. For packed trials the plan says what
-    they would have taken one after another; where trials of the same model, method and device
-    ran alone, their ratio to the plan mends it.
+    Memory and time are compared over trials that ran alone. What packed trials would have taken
+    one after another is worked out from the steps of trials that ran alone (see ``_alone_s``);
+    where there are none of the kind, it is the plan's, mended by the ratio of measured to planned
+    times of trials that ran alone.
     """
     rows = table[table["state"] == "done"]
     rows = rows.assign(arithmetic=_arithmetic(rows))
+    rows = rows.assign(alone_s=_alone_s(rows))
     return pd.DataFrame(
         [
             {**dict(zip(_GROUP, place, strict=True)), **_account(trials)}
@@ -85,6 +89,27 @@ def _arithmetic(rows: pd.DataFrame) -> list[str]:
     ]
 
 
+def _alone_s(rows: pd.DataFrame) -> "pd.Series[float]":
+    """Seconds that every trial would take alone, by trials of the same kind that ran alone.
+
+    Their median seconds of a step and of an evaluated item, times this trial's, and their median
+    load. NaN where no trial of the kind (``_KIND``) ran alone.
+    """
+    own = rows[tidy.alone(rows)]
+    paces = pd.DataFrame(
+        {
+            "step_s": own["time/train_s"] / own["train/steps"],
+            "item_s": own["time/eval_s"] / own["eval_size"],
+            "load_s": own["time/load_s"],
+        }
+    )
+    kinds = [own[name] for name in _KIND]
+    pace = paces.groupby(kinds).median().reindex(pd.MultiIndex.from_frame(rows[_KIND]))
+    pace.index = rows.index
+    train, judge = pace["step_s"] * rows["train/steps"], pace["item_s"] * rows["eval_size"]
+    return (pace["load_s"] + train + judge).astype("float64")
+
+
 def _account(trials: pd.DataFrame) -> dict[str, object]:
     own = tidy.alone(trials)
     told = [pareto.predict(row) for _, row in trials.iterrows()]
@@ -94,7 +119,11 @@ def _account(trials: pd.DataFrame) -> dict[str, object]:
     alone, packed = trials[own], trials[~own]
     factor = (alone["time/total_s"] / planned["total_s"][own]).median()
     mended = not math.isnan(factor)
-    after = planned["total_s"] * (factor if mended else 1.0)
+    known = trials["alone_s"][~own].notna()
+    after = trials["alone_s"].fillna(planned["total_s"] * (factor if mended else 1.0))
+    source = "mended plan" if mended else "plan"
+    if len(packed) and known.any():
+        source = "steps measured alone" + ("" if known.all() else f", {source}")
     return {
         "trials": len(trials),
         "packed": len(packed),
@@ -106,17 +135,19 @@ def _account(trials: pd.DataFrame) -> dict[str, object]:
         "one after another, min": (spent[own].sum() + after[~own].sum()) / 60
         if after[~own].notna().all()
         else math.nan,
-        "from": "measured" if packed.empty else "mended plan" if mended else "plan",
+        "from": "measured" if packed.empty else source,
     }
 
 
 def totals(table: pd.DataFrame, accounts: pd.DataFrame) -> str:
     """One paragraph: minutes that it took, beside the alternatives."""
     spent = table["time/total_s"].fillna(table["time/pack_share_s"]).sum() / 60
+    on_cpu = table["device"].fillna("CPU").str.startswith("CPU").any()
+    minutes = "minutes of the device" if on_cpu else "GPU-minutes"
     lost = table[table["state"] != "done"]
     wasted = lost["time/total_s"].fillna(lost["time/pack_share_s"]).sum() / 60
     text = (
-        f"All {len(table)} trials together took {spent:,.1f} minutes of the device"
+        f"All {len(table)} trials together took {spent:,.1f} {minutes}"
         + (f", {wasted:,.1f} of them in trials that did not finish" if wasted else "")
         + "."
     )

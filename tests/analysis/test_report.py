@@ -141,3 +141,40 @@ def test_shares_of_packs_add_up_and_are_not_compared(run: Callable[..., Run]) ->
     assert accounts.failures(trials)["error"].tolist() == [
         "CUDA | <script>alert(1)</script> in …/x.py"
     ]
+
+
+def test_one_after_another_is_told_from_steps_of_trials_alone(run: Callable[..., Run]) -> None:
+    packed = {
+        "lorasweep.engine": "packed",
+        "time/pack_share_s": 6.0,
+        "time/train_s": float("nan"),
+        "train/steps": 2000.0,
+    }
+    alone = {
+        "task.train_size": "80",
+        "task.eval_size": "100",
+        "train/steps": 10.0,
+        "time/train_s": 5.0,
+        "time/eval_s": 2.0,
+        "time/load_s": 3.0,
+        "time/total_s": 10.0,
+    }
+    runs = [run("lora", "attention", r, **packed) for r in (1, 2)]
+    runs.append(run("lora", "attention", 4, **alone))
+    (told,) = accounts.costs(table.tidy(runs)).to_dict("records")
+    # each 3 s to load, 2000 steps of 0.5 s and 1000 items of 0.02 s; and the one that was alone
+    assert told["one after another, min"] == pytest.approx((2 * 1023 + 10) / 60)
+    assert told["from"] == "steps measured alone"
+
+
+def test_alpha_below_the_rank_is_set_beside_twice_the_rank(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    runs = [run("lora", "attention", 8, alpha, seed=s) for alpha in (2, 8, 16) for s in (0, 1, 2)]
+    runs += [run("lora", "attention", 4, seed=s) for s in (0, 1, 2)]
+    write(table.tidy(runs), tmp_path / "a")
+    told = (tmp_path / "a/report.md").read_text()
+    rows = [line for line in told.split("### α below the rank")[1].splitlines() if "LoRA" in line]
+    assert [line.split("|")[4].strip() for line in rows[:3]] == ["2", "8", "16"]
+    assert "−0.0" in rows[0]
+    assert rows[2].rstrip(" |").endswith("–")

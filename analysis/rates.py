@@ -1,0 +1,153 @@
+"""The search for a learning rate, before ranks are compared: what was tried, and what it found.
+
+A search is a model and task with one rank and one alpha at several rates. It is best run on
+seeds and items that no comparison uses (``sweeps/patil2025_lr.yaml`` says how); nothing but the
+rate is read from it.
+"""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import cells, style
+from lorasweep.errors import RequestError
+
+SEARCHED = 3  # with fewer rates it is a comparison of rates
+# The order that sweeps/patil2025_tuned.yaml takes them in.
+ORDER = (
+    *(("lora", "attention"), ("lora", "all_linear")),
+    *(("qlora", "attention"), ("qlora", "all_linear")),
+)
+_CELL = ["r", "alpha"]
+_SERIES = ["method", "target"]
+
+Series = tuple[str, str]
+
+
+def is_search(rows: pd.DataFrame) -> bool:
+    """Whether the trials of a model and task only look for a learning rate."""
+    adapted = rows[rows["r"].notna()]
+    if adapted.empty or len(adapted[_CELL].drop_duplicates()) > 1:
+        return False
+    return bool(adapted.groupby(_SERIES)["learning_rate"].nunique().max() >= SEARCHED)
+
+
+def searches(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Every model and task that is a search."""
+    return [
+        (str(model), str(task))
+        for (model, task), rows in table.groupby(["model", "task"])
+        if is_search(rows)
+    ]
+
+
+def tried(table: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
+    """Mean accuracy of every rate that was tried.
+
+    Returns:
+        One row a method, target and rate: ``accuracy low high seeds``, ``lost`` (trials that did
+        not finish) and ``picked``: the highest mean, the lower rate of two; a rate at which a
+        trial did not finish is not picked.
+    """
+    rows = table[(table["model"] == model) & (table["task"] == task) & table["r"].notna()]
+    found = []
+    for (method, target, rate), trials in rows.groupby([*_SERIES, "learning_rate"]):
+        scores = trials.loc[trials["state"] == "done", "eval/accuracy"].dropna().to_numpy()
+        low, high = cells.interval(scores)
+        mean = float(scores.mean()) if len(scores) else float("nan")
+        lost = len(trials) - len(scores)
+        found.append((method, target, rate, mean, low, high, len(scores), lost))
+    columns = [*_SERIES, "learning_rate", "accuracy", "low", "high", "seeds", "lost"]
+    frame = pd.DataFrame(found, columns=columns)
+    sound = frame["accuracy"].where(frame["lost"] == 0)
+    best = sound.groupby([frame["method"], frame["target"]]).idxmax(skipna=True).dropna()
+    return frame.assign(picked=frame.index.isin(best))
+
+
+def picks(table: pd.DataFrame, model: str) -> dict[Series, float]:
+    """Rate that a search on this model found best for each method and target."""
+    found: dict[Series, float] = {}
+    for name, task in searches(table):
+        if name == model:
+            frame = tried(table, model, task)
+            for row in frame[frame["picked"]].itertuples():
+                found[str(row.method), str(row.target)] = float(str(row.learning_rate))
+    return found
+
+
+def words(table: pd.DataFrame, model: str) -> str:
+    """What a search found as ``study=patil2025_tuned`` takes it.
+
+    Raises:
+        RequestError: a method or target has no rate.
+    """
+    found = picks(table, model)
+    lacking = [cells.series_name(series) for series in ORDER if series not in found]
+    if lacking:
+        raise RequestError([f"no learning rate of {model} was found for {'; '.join(lacking)}"])
+    return "train.learning_rate=" + ",".join(f"{found[series]:g}" for series in ORDER)
+
+
+def plot(table: pd.DataFrame, model: str, task: str) -> Figure:
+    """Accuracy against the learning rate, a line a method and target, a ring where it is picked."""
+    frame = tried(table, model, task)
+    with style.context():
+        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for (method, target), rows in frame.groupby(_SERIES):
+            _line(axes, rows, (str(method), str(target)))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("accuracy")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            *(handles, labels),
+            title=f"{model} on {task}: accuracy against the learning rate",
+            title_fontsize=9,
+            alignment="left",
+            loc="outside upper left",
+            ncols=2,
+        )
+    return figure
+
+
+def _line(axes: Any, rows: pd.DataFrame, series: Series) -> None:
+    look, layers = style.method(series[0]), style.target(series[1])
+    x, y = rows["learning_rate"].to_numpy(dtype=float), rows["accuracy"].to_numpy(dtype=float)
+    axes.plot(
+        *(x, y),
+        color=look.colour,
+        marker=look.marker,
+        linestyle=layers.line,
+        markersize=4.5,
+        markerfacecolor=look.colour if layers.filled else "white",
+        markeredgewidth=0.9,
+        label=cells.series_name(series),
+    )
+    best = rows["picked"].to_numpy(dtype=bool)
+    axes.plot(
+        *(x[best], y[best]),
+        linestyle="none",
+        marker="o",
+        markersize=10,
+        markerfacecolor="none",
+        markeredgecolor=look.dark,
+        markeredgewidth=0.8,
+    )
+
+
+def caption(table: pd.DataFrame, model: str, task: str) -> str:
+    """What was tried, and where."""
+    frame = tried(table, model, task)
+    rows = table[(table["model"] == model) & (table["task"] == task) & table["r"].notna()]
+    rank, alpha = rows[["r", "alpha"]].iloc[0]
+    seeds = ", ".join(f"{seed:g}" for seed in sorted(rows["seed"].unique()))
+    told = (
+        f"**The learning rate.** {model} on {task}, r = {rank:g}, α = {alpha:g}, seeds {seeds}: "
+        "mean accuracy at each rate that was tried; rings mark the picks, the highest mean of "
+        "each method and target."
+    )
+    lost = int(frame["lost"].sum())
+    return told + (f" {lost} trials did not finish; their rates are not picked." if lost else "")
