@@ -36,7 +36,7 @@ MODELS = {"135m": "smollm2_135m", "1b": "llama3_2_1b", "8b": "llama3_8b"}
 PACK = {"135m": 40, "1b": 16, "8b": 6}
 H100_BF16 = 989e12  # FLOP/s, dense, as the maker says
 FIELDS = (
-    "model", "method", "ranks", "arm", "trials", "seeds", "dropout", "count", "exactness",
+    "model", "method", "ranks", "arm", "real", "trials", "seeds", "dropout", "count", "exactness",
     "compiled", "nf4_cache",
     "startup_s", "seconds", "trial_steps", "trial_step_ms", "tokens_per_s", "trials_per_h",
     "peak_share", "allocated_gib", "reserved_gib", "joules_per_trial_step", "loss",
@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     add("--exactness", choices=("fast", "strict"), default="fast")
     add("--compile", choices=("auto", "yes", "no"), default="auto", help="blocks of the pack")
     add("--nf4-cache", choices=("auto", "off"), default="auto")
+    add("--real", action="store_true", help="the real 135m model, not random weights of its shape")
     add("--texts", help="a csv with the columns text and label")
     add("--seeds", type=int, default=1, help="of the pack; trials of one seed read the same texts")
     add("--dropout", type=float, default=0.05)
@@ -93,10 +94,13 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
 
     config.register()
     ranks = [2**i for i in range(7 if args.ranks == "64" else 10)]
+    drawn = [
+        "model.source=random", "model.tokenizer=bytes", "model.package=null", "model.version=null",
+        "model.path=null", "model.id=null", "model.revision=null",
+    ]  # fmt: skip
     common = [
-        f"model={MODELS[args.model]}", "model.source=random", "model.tokenizer=bytes",
-        "model.package=null", "model.version=null", "model.path=null", "model.id=null",
-        "model.revision=null", "model.precision=bf16", f"method={args.method}",
+        f"model={MODELS[args.model]}", *([] if args.real else drawn), "model.precision=bf16",
+        f"method={args.method}",
         "target=all_linear", "task=local", f"task.train_file={data}", "task.eval_fraction=0.02",
         "train.batch_size=8", "train.max_length=128", "train.order=random", "train.max_steps=2000",
         "train.learning_rate=1e-4", f"lora.dropout={args.dropout}",
@@ -278,7 +282,7 @@ def row(
     on_gpu = torch.cuda.is_available()
     found: dict[str, Any] = {
         **{n: getattr(args, n)
-           for n in ("model", "method", "ranks", "arm", "exactness", "seeds", "dropout")},
+           for n in ("model", "method", "ranks", "arm", "exactness", "real", "seeds", "dropout")},
         "trials": count, "count": 1, "compiled": args.compile, "nf4_cache": args.nf4_cache,
         "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
         "torch": torch.__version__, "error": clock.error, "loss": clock.loss,
@@ -332,7 +336,7 @@ def side_by_side(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         sys.executable, __file__, "--model", args.model, "--arm", "trainer", "--ranks", args.ranks,
         "--method", args.method, "--seconds", str(args.seconds), "--warm", str(args.warm),
         "--steps", str(args.steps), "--dropout", str(args.dropout),
-        *(["--texts", args.texts] if args.texts else []),
+        *(["--texts", args.texts] if args.texts else []), *(["--real"] if args.real else []),
     ]  # fmt: skip
     running = [subprocess.Popen(command, env={**os.environ, "OUT": place}) for place in own]
     for process in running:

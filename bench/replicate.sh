@@ -48,8 +48,8 @@ sweep() { # shellcheck disable=SC2086
 data="task=local task.train_file=$DATA/train.parquet"
 judged="task.eval_file=$DATA/val.parquet task.name=yelp"
 sizes="task.train_size=$TRAIN task.eval_size=$EVAL"
-model="model=$MODEL train.precision=bf16 train.eval_batch_size=64"
-packed="engine=packed engine.save_adapter=false"
+model="model=$MODEL model.precision=bf16 train.precision=bf16 train.eval_batch_size=64"
+packed="engine=packed engine.save_adapter=false engine.pack_size=26"
 
 rates() {
   "$PYTHON" -m analysis rates --uri "$RECORD" --table "$OUTPUT/rates.parquet" 2>/dev/null |
