@@ -226,7 +226,10 @@ def test_dropout_of_fixed_steps_is_dropout(
     monkeypatch.setattr(steps, "worthwhile", lambda base: True)
     settings = ("model=tiny_llama", "engine=packed", "target=all_linear_head")
     settings += ("lora.dropout=0.5", f"train.precision={precision}")
-    trials = make(*settings, "seed=0,1", "train.epochs=2")
+    trials = [
+        *make(*settings, "seed=0", "lora.r=2", "train.epochs=2"),
+        *make(*settings, "seed=1", "lora.r=4", "train.epochs=2"),
+    ]
     (without,) = make(*settings, "lora.dropout=0", "train.epochs=2")
     whole = run(PackedEngine(), [*trials, without], tmp_path / "whole")
     halted = Watch()
@@ -246,11 +249,21 @@ def dict_of(curve: Sequence[tuple[str, int, float]]) -> dict[str, list[float]]:
     return {name: [v for n, _, v in curve if n == name] for name, _, _ in curve}
 
 
+def test_near_ranks_share_a_bank_while_that_takes_few_zeros() -> None:
+    counts = {16: 8, 64: 2, 128: 1, 256: 1, 512: 1}
+    apart = {rank: rank for rank in counts}
+    assert steps.common_ranks(counts, weights=300_000, room=0) == apart
+    some = steps.common_ranks(counts, weights=300_000, room=200_000_000)
+    assert some == {**apart, 128: 512, 256: 512}
+    assert set(steps.common_ranks(counts, weights=1, room=1_000_000).values()) == {512}
+
+
 def test_hashed_dropout_drops_as_often_as_asked_and_anew_each_time() -> None:
-    drawn = noise.Noise(torch.from_numpy(noise.keys([7, 7, 8], [0, 1, 0], 3)))
-    for row, p in enumerate((0.05, 0.5, 0.5)):
-        drawn.seat(row, p, scale=2.0)
-    assert drawn.scale.flatten().tolist() == pytest.approx([2 / 0.95, 4, 4])
+    drawn = noise.Noise(2, 3, torch.device("cpu"))
+    drawn.keys.copy_(torch.from_numpy(noise.keys([7, 7, 8], [0, 1, 0], 3)))
+    for lane, p in enumerate((0.05, 0.5, 0.5)):
+        drawn.seat(lane, p)
+    assert drawn.lift.flatten().tolist() == pytest.approx([1 / 0.95, 2, 2])
     masks = [noise.thinned(torch.ones(3, 500, 400), key, drawn.bars) for key in drawn.keys]
     for mask in masks:
         assert mask.mean((1, 2)).tolist() == pytest.approx([0.95, 0.5, 0.5], abs=5e-3)

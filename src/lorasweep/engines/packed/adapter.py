@@ -11,8 +11,9 @@ import transformers
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lorasweep.engines.packed.bank import MATRICES, Bank, Shape, shape_of
+from lorasweep.engines.packed.bank import Bank, Shape, shape_of
 from lorasweep.engines.packed.layout import Lane
+from lorasweep.engines.packed.noise import Noise
 from lorasweep.models import adapters, load, roles
 from lorasweep.trial import Trial
 
@@ -56,11 +57,14 @@ class HeadDropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (texts, …, width) to the same shape."""
-        lane, fixed = self.adapter.lane, self.adapter.bank.noise
-        if lane is None or self.p == 0:
+        lane, fixed = self.adapter.lane, self.adapter.fixed
+        if lane is None:
             return x
         if fixed is not None:
-            return fixed.of_head(self.adapter.row, x)
+            noise, place = fixed
+            return noise.of_head(place, x)
+        if self.p == 0:
+            return x
         if not self.every_token:
             return x * self.adapter.stream.noise(x.shape, self.p, x)
         grid = lane.alone
@@ -132,6 +136,7 @@ class Adapter:
         self.rank, self.alpha = int(trial["lora.r"]), trial["lora.alpha"]
         self.dropout, self.scale = float(trial["lora.dropout"]), float(self.alpha) / self.rank
         self.lane: Lane | None = None  # what it reads in the pass under way, if dropout is on
+        self.fixed: tuple[Noise, int] | None = None  # in steps of fixed shape: and its lane there
         torch.manual_seed(trial["seed"])
         self.head = template.draw_head(trial)
         pairs, head = template.draw_pairs(self.rank), dict(self.head.named_parameters())
@@ -185,20 +190,15 @@ class Adapter:
 
     def move(self, bank: Bank, row: int) -> None:
         """Go to a row of another bank, with all that the optimizer knows."""
-        vectors = {n: self.bank.read(getattr(self.bank, n), self.row) for n in MATRICES}
-        steps = float(self.bank.steps[self.row])
-        bank.claim(row, self.layout)
-        for name, vector in vectors.items():
-            bank.write(getattr(bank, name), row, vector)
-        bank.steps[row] = steps
+        bank.claim(row, self.own)
+        bank.take(row, self.bank, self.row)
         self._take(bank, row)
 
     def _take(self, bank: Bank, row: int) -> None:
         self.bank, self.row = bank, row
         bank.clear(row)
         bank.scale[row] = self.scale
-        if bank.noise is not None:
-            bank.noise.seat(row, self.dropout, self.scale)
+        bank.lifted[row] = self.scale / (1 - self.dropout)
         self._hold_head()
 
     def _hold_head(self) -> None:

@@ -1,13 +1,11 @@
 """Trained numbers of trials of one shape, as rows of one matrix, and their AdamW."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from lorasweep.engines.packed.noise import Noise
 
 MATRICES = ("weights", "first", "second")  # of a bank, which make up a trial
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # the Trainer's
@@ -49,15 +47,30 @@ class Shape:
     decayed: int
     size: int
 
-    def filled(self, rank: int) -> "Shape":
-        """Return the layout with ranks filled up to ``rank``."""
-        pairs = {slot: (a.shape, b.shape) for slot, a, b in self.pairs}
-        return shape_of(pairs, {name: entry.shape for name, entry in self.head}, rank)
+    @property
+    def kin(self) -> Hashable:
+        """What trials need to have in common to be rows of one bank: all but the rank."""
+        pairs = tuple((slot, a.shape[1], b.shape[0]) for slot, a, b in self.pairs)
+        return pairs, tuple(name for name, _ in self.head)
 
     @property
-    def held(self) -> Hashable:
-        """What trials need to have in common to be rows of one bank."""
-        return tuple((entry.name, entry.held) for entry in self.entries())
+    def of_head(self) -> Hashable:
+        """Shapes of the head's weights."""
+        return tuple(entry.shape for _, entry in self.head)
+
+    def within(self, other: "Shape") -> "Shape":
+        """Return this layout at the places of one that is as large or larger, of the same kin."""
+
+        def at(own: Entry, place: Entry) -> Entry:
+            return Entry(own.name, own.shape, place.held, place.start)
+
+        pairs = zip(self.pairs, other.pairs, strict=True)
+        head = zip(self.head, other.head, strict=True)
+        return Shape(
+            tuple((slot, at(a, to_a), at(b, to_b)) for (slot, a, b), (_, to_a, to_b) in pairs),
+            tuple((name, at(entry, to)) for (name, entry), (_, to) in head),
+            other.low_rank, other.decayed, other.size,
+        )  # fmt: skip
 
     def entries(self) -> Iterable[Entry]:
         """Every weight, in the order of the vector."""
@@ -96,6 +109,17 @@ def shape_of(
         of_head.append((name, entry(f"head.{name}", own, own)))
         decayed = decayed if "bias" in name else at
     return Shape(tuple(low), tuple(of_head), low_rank, decayed, at)
+
+
+def joined(shapes: Sequence[Shape], rank: int) -> Shape:
+    """Lay out rows in which each of these has its place, ranks filled up to ``rank``."""
+    first = shapes[0]
+    pairs = {slot: ((rank, a.shape[1]), (b.shape[0], rank)) for slot, a, b in first.pairs}
+    head = {
+        name: tuple(map(max, zip(*(shape.head[i][1].shape for shape in shapes), strict=True)))
+        for i, (name, _) in enumerate(first.head)
+    }
+    return shape_of(pairs, head, rank)
 
 
 def update(
@@ -137,7 +161,8 @@ class Bank:
         self.weights, self.grads, self.first, self.second = (matrix() for _ in range(4))
         self.steps = torch.zeros(rows, device=device)
         self.scale = torch.zeros(rows, 1, 1, device=device)
-        self.noise: Noise | None = None  # in steps of fixed shape, where there is dropout
+        # with dropout on, in steps of fixed shape: larger, as less of the input is left
+        self.lifted = torch.zeros(rows, 1, 1, device=device)
         self.work, self.work_grads = self.weights, self.grads
         self.whole = whole and dtype != torch.float32
         if dtype != torch.float32:
@@ -147,7 +172,12 @@ class Bank:
 
     def claim(self, row: int, own: Shape) -> None:
         """Give a row to a trial of this layout, whatever rank it has itself."""
-        self.layouts[row] = own.filled(self.shape.pairs[0][1].held[0])
+        self.layouts[row] = own.within(self.shape)
+
+    @property
+    def rank(self) -> int:
+        """What ranks are filled up to."""
+        return self.shape.pairs[0][1].held[0]
 
     def _leaf(self, entry: Entry) -> torch.Tensor:
         held = (self.rows, *entry.held)
@@ -158,7 +188,7 @@ class Bank:
     def head(self, row: int) -> dict[str, nn.Parameter]:
         """Return the head's weights of one trial, by their names within the head."""
         found = {}
-        for name, entry in self.shape.head:
+        for name, entry in self.layouts[row].head:
             parameter = nn.Parameter(entry.of(self.weights[row]))
             parameter.grad = entry.of(self.grads[row])
             found[name] = parameter
@@ -235,9 +265,18 @@ class Bank:
         parts = [e.of(matrix[row]).reshape(-1) for e in self.layouts[row].entries()]
         return torch.cat(parts).cpu()
 
+    def take(self, row: int, other: "Bank", from_row: int) -> None:
+        """Take over weights and moments of a trial that has a row in another bank."""
+        for name in MATRICES:
+            to, source = getattr(self, name)[row].zero_(), getattr(other, name)[from_row]
+            entries = self.layouts[row].entries(), other.layouts[from_row].entries()
+            for new, old in zip(*entries, strict=True):
+                new.of(to).copy_(old.of(source))
+        self.steps[row] = other.steps[from_row]
+
     def write(self, matrix: torch.Tensor, row: int, vector: torch.Tensor) -> None:
         """Set one trial's row from what ``read`` gave."""
-        at = 0
+        at, vector = 0, vector.to(matrix.device)
         matrix[row].zero_()
         for entry in self.layouts[row].entries():
             size = math.prod(entry.shape)

@@ -26,6 +26,7 @@ from lorasweep.engines.packed.modules import (
     Stage,
     install,
 )
+from lorasweep.engines.packed.noise import Noise
 from lorasweep.engines.packed.tokens import Side, side
 from lorasweep.models import load, roles, source
 from lorasweep.models.convert import DTYPES
@@ -145,12 +146,12 @@ class Base:
             data, lanes, training=training, pool_last=self.family.pool_last, first_position=first
         )
 
-    def seat(self, banks: Sequence[Bank]) -> None:
-        """Set whose lanes follow each other in even passes."""
+    def seat(self, banks: Sequence[Bank], noise: Noise | None) -> None:
+        """Set whose lanes follow each other in even passes, and what drops their inputs."""
         if self.seated is not banks:
             self.seated = banks
-            for linear in self.linears:
-                linear.seat(banks)
+            for i, linear in enumerate(self.linears):
+                linear.seat(banks, None if noise is None else (noise.keys[i], noise.bars))
 
     @contextmanager
     def compiled_blocks(self, *, enabled: bool) -> Iterator[None]:

@@ -82,38 +82,29 @@ class FourBit(nn.Module):
         return _Dequantised.apply(inner, self).to(x.dtype)
 
 
-class Update:
-    """The low-rank updates of one layer for the trials of a bank, in even passes."""
-
-    def __init__(self, bank: Bank, slot: str) -> None:
-        self.a, self.b = bank.pairs[slot]
-        self.scale, self.noise = bank.scale, bank.noise
-        self.key = None if bank.noise is None else bank.noise.keys[list(bank.pairs).index(slot)]
-
-    def __call__(self, x: torch.Tensor, y: torch.Tensor, *, training: bool) -> torch.Tensor:
-        """Add the updates to y (trials, tokens, out), from x (trials, tokens, in)."""
-        if self.noise is None or self.key is None or not training:
-            return update(x, y, self.a, self.b, self.scale)
-        thin = fused() if x.is_cuda and not torch.compiler.is_compiling() else thinned
-        return update(thin(x, self.key, self.noise.bars), y, self.a, self.b, self.noise.scale)
-
-
 class PackedLinear(nn.Module):
     """A frozen linear layer for the tokens of all trials, with each trial's own update."""
 
     def __init__(self, base: nn.Module, slot: str, stage: Stage) -> None:
         super().__init__()
         self.base, self.slot, self.stage = base, slot, stage
-        # For even passes: lanes of each bank, and its update, None where it has none here.
+        # For even passes: lanes of each bank that has an update here and of those between, and
+        # that (A, B, scale, scale with dropout on), None where there is none; and the dropout's
+        # (keys, bars).
         self.sizes: list[int] = []
-        self.updates: list[Update | None] = []
+        self.updates: list[tuple[torch.Tensor, ...] | None] = []
+        self.noise: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def seat(self, banks: Sequence[Bank]) -> None:
-        """Set whose lanes follow each other in even passes."""
-        self.sizes = [bank.rows for bank in banks]
+    def seat(self, banks: Sequence[Bank], noise: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """Set whose lanes follow each other in even passes, and what drops their inputs."""
+        reach = max((i for i, bank in enumerate(banks, 1) if self.slot in bank.pairs), default=0)
+        self.sizes = [bank.rows for bank in banks[:reach]]
         self.updates = [
-            Update(bank, self.slot) if self.slot in bank.pairs else None for bank in banks
+            (*bank.pairs[self.slot], bank.scale, bank.lifted) if self.slot in bank.pairs else None
+            for bank in banks[:reach]
         ]
+        lanes = sum(self.sizes)
+        self.noise = None if noise is None else (noise[0][:lanes], noise[1][:lanes])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (1, tokens, in), or in even passes (lanes, tokens, in), to the same with out."""
@@ -129,13 +120,24 @@ class PackedLinear(nn.Module):
         return torch.cat([self._updated(now, *part) for part in parts])[None]
 
     def _even(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if not any(self.updates):
+        if not self.updates:
             return y
-        training, parts = self.stage.now.training, []
-        for change, own, made in zip(
-            self.updates, x.split(self.sizes), y.split(self.sizes), strict=True
+        lanes, dropped = sum(self.sizes), self.noise is not None and self.stage.now.training
+        own, made = x[:lanes], y[:lanes]
+        if self.noise is not None and dropped:
+            thin = fused() if x.is_cuda and not torch.compiler.is_compiling() else thinned
+            own = thin(own, *self.noise)
+        parts = []
+        for change, one, base in zip(
+            self.updates, own.split(self.sizes), made.split(self.sizes), strict=True
         ):
-            parts.append(made if change is None else change(own, made, training=training))
+            if change is None:
+                parts.append(base)
+            else:
+                a, b, scale, lifted = change
+                parts.append(update(one, base, a, b, lifted if dropped else scale))
+        if lanes < y.shape[0]:
+            parts.append(y[lanes:])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _updated(self, now: Pass, lane: Lane, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

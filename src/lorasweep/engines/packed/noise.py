@@ -62,30 +62,26 @@ def fused() -> Callable[..., torch.Tensor]:
 
 
 class Noise:
-    """Dropout of the trials of a bank: all that a recorded step reads of it.
+    """Dropout of the lanes of fixed steps: all that a recorded step reads of it.
 
     Attributes:
-        keys: of each layer, and of the head at last, shape (layers + 1, trials, 2), int32;
-            another for every step.
-        bars: shape (trials, 1, 1), int32.
-        scale: of the updates, shape (trials, 1, 1): larger, as less of the input is left.
-        lift: how much larger, 1/(1-p), shape (trials, 1).
+        keys: of each layer, and of the head at last, shape (layers + 1, lanes, 2), int32;
+            others for every step.
+        bars: shape (lanes, 1, 1), int32.
+        lift: 1/(1-p), by which what is left counts more, shape (lanes, 1).
     """
 
-    def __init__(self, keys: torch.Tensor) -> None:
-        rows = keys.shape[1]
-        self.keys = keys
-        self.bars = torch.zeros(rows, 1, 1, dtype=torch.int32, device=keys.device)
-        self.scale = torch.zeros(rows, 1, 1, device=keys.device)
-        self.lift = torch.ones(rows, 1, device=keys.device)
+    def __init__(self, layers: int, lanes: int, device: torch.device) -> None:
+        self.keys = torch.zeros(layers + 1, lanes, 2, dtype=torch.int32, device=device)
+        self.bars = torch.zeros(lanes, 1, 1, dtype=torch.int32, device=device)
+        self.lift = torch.ones(lanes, 1, device=device)
 
-    def seat(self, row: int, p: float, scale: float) -> None:
-        """Give a row to a trial with this dropout and this scale of its updates."""
-        self.bars[row] = round(p * (1 << _BITS))
-        self.lift[row] = 1 / (1 - p)
-        self.scale[row] = scale / (1 - p)
+    def seat(self, lane: int, p: float) -> None:
+        """Set the probability of a lane."""
+        self.bars[lane] = round(p * (1 << _BITS))
+        self.lift[lane] = 1 / (1 - p)
 
-    def of_head(self, row: int, x: torch.Tensor) -> torch.Tensor:
+    def of_head(self, lane: int, x: torch.Tensor) -> torch.Tensor:
         """Apply dropout to what one trial's head reads, shape (texts, width)."""
-        here = slice(row, row + 1)
-        return thinned(x[None], self.keys[-1, here], self.bars[here])[0] * self.lift[row]
+        here = slice(lane, lane + 1)
+        return thinned(x[None], self.keys[-1, here], self.bars[here])[0] * self.lift[lane]

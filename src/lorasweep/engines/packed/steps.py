@@ -6,15 +6,17 @@ be recorded once and replayed; the host lays out the next texts meanwhile.
 """
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from lorasweep.engines.packed.adapter import Adapter
-from lorasweep.engines.packed.bank import Bank, Shape
+from lorasweep.engines.packed.bank import Bank, Shape, joined
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.layout import Even, Lane, Pass
 from lorasweep.engines.packed.member import Member
@@ -31,6 +33,7 @@ QUANTUM = 64
 # trial-steps, layers and width. It pays from so much of it, 20,000 steps of a 135M base.
 WORTH_COMPILING = 20_000 * 30 * 576
 _WARM_UP = 3
+_BYTES = 20  # of a trained number: weight, gradient, two moments, the copy and its gradient
 
 
 def worthwhile(base: Base) -> bool:
@@ -61,11 +64,35 @@ def kind(member: Member) -> Hashable:
     All that a recording holds as it was, not as a number that it reads anew.
     """
     train, adapter = member.train, member.adapter
-    of_head = adapter.scale if member.trial["target.head"] == "full_lora" else None
+    scale = adapter.scale if member.trial["target.head"] == "full_lora" else None
     return (
-        _filled(member).held, adapter.dropout > 0, of_head, train["batch_size"],
+        adapter.own.kin, adapter.own.of_head, scale, adapter.dropout > 0, train["batch_size"],
         train["weight_decay"], train["max_grad_norm"],
     )  # fmt: skip
+
+
+def common_ranks(counts: Mapping[int, int], weights: int, room: int) -> dict[int, int]:
+    """Return the rank that trials of each rank are filled up to.
+
+    Every rank by itself costs launches, every zero memory and time: neighbours are brought
+    together as long as that takes few zeros.
+
+    Args:
+        counts: trials of each rank.
+        weights: of a trial with rank 1.
+        room: zeros that may be added where ranks come together.
+    """
+    found: dict[int, int] = {}
+    together: list[int] = []
+    for rank in sorted(counts, reverse=True):
+        more = counts[rank] * ((found[together[-1]] if together else rank) - rank) * weights
+        if together and more <= room:
+            found[rank] = found[together[-1]]
+            room -= more
+        else:
+            found[rank] = round_rank(rank)
+        together.append(rank)
+    return found
 
 
 @dataclass
@@ -196,42 +223,59 @@ class Steps:
         # The table of the attention is as wide as any text, so that only lengths differ.
         self.width = _rounded(int(base.train.lengths.max()), 16)
         self._arrange(members)
-        device = base.device
-        self.sums, self.norms, self.rates = torch.zeros(3, len(self.slots), device=device)
+        device, lanes = base.device, len(self.slots)
+        self.sums, self.norms, self.rates = torch.zeros(3, lanes, device=device)
         self.longest = _rounded(max(self._most(slot) for slot in self.slots), QUANTUM)
-        for slot, total in zip(self.slots, self.sums, strict=True):
-            if slot.member is not None:
-                _count_in(slot.member, total)
+        dropped = any(m.adapter.dropout > 0 for m in members)
+        self.noise = Noise(len(base.linears), lanes, device) if dropped else None
+        of_adapter = {id(member.adapter): member for member in members}
+        for number, slot in enumerate(self.slots):
+            self._sit(of_adapter[id(slot.adapter)], number)
 
     def _arrange(self, members: Sequence[Member]) -> None:
-        """Put trials of one shape side by side, as rows of one bank."""
-        groups: dict[tuple[Hashable, bool], list[Member]] = {}
+        """Put trials of one kin side by side, as rows of banks for ranks that are near."""
+        groups: dict[Hashable, list[Member]] = {}
         for member in members:
-            dropped = member.adapter.dropout > 0
-            groups.setdefault((_filled(member).held, dropped), []).append(member)
-        for (_, dropped), group in groups.items():
-            shape, base = _filled(group[0]), self.base
-            bank = Bank(shape, len(group), base.autocast, base.device, whole=True)
-            self.banks.append(bank)
-            if dropped:
-                bank.noise = Noise(self._keys(group, bank).to(self.base.device))
-            for row, member in enumerate(group):
-                member.adapter.move(bank, row)
-                train = member.train
-                self.slots.append(
-                    Slot(
-                        kind(member), bank, row, int(train["batch_size"]),
-                        float(train["weight_decay"]), float(train["max_grad_norm"]),
-                        member.adapter, member,
-                    )
-                )  # fmt: skip
+            groups.setdefault(member.adapter.own.kin, []).append(member)
+        # Those with most layers first: then the lanes that a layer updates follow each other.
+        for group in sorted(groups.values(), key=lambda g: -len(g[0].adapter.own.pairs)):
+            shape = group[0].adapter.own
+            counts = Counter(round_rank(m.adapter.rank) for m in group)
+            ranks = common_ranks(counts, shape.low_rank // group[0].adapter.rank, self._room())
+            for rank in sorted(set(ranks.values())):
+                here = [m for m in group if ranks[round_rank(m.adapter.rank)] == rank]
+                self._seat_all(here, joined([m.adapter.own for m in here], rank))
 
-    @staticmethod
-    def _keys(members: Sequence[Member | None], bank: Bank) -> torch.Tensor:
-        """Return what decides, at the step that each trial is at, which inputs are dropped."""
-        seeds = [0 if m is None else int(m.trial["seed"]) for m in members]
-        steps = [0 if m is None else m.step for m in members]
-        return torch.from_numpy(keys(seeds, steps, len(bank.pairs) + 1))
+    def _seat_all(self, members: list[Member], shape: Shape) -> None:
+        bank = Bank(shape, len(members), self.base.autocast, self.base.device, whole=True)
+        self.banks.append(bank)
+        for row, member in enumerate(members):
+            train = member.train
+            self.slots.append(
+                Slot(
+                    kind(member), bank, row, int(train["batch_size"]),
+                    float(train["weight_decay"]), float(train["max_grad_norm"]),
+                    member.adapter, None,
+                )
+            )  # fmt: skip
+
+    def _room(self) -> int:
+        """Return how many zeros may be added for each kin: a twentieth of the device's memory."""
+        on_gpu = self.base.device.type == "cuda"
+        memory = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
+        return int(memory) // 20 // _BYTES
+
+    def _sit(self, member: Member, number: int) -> None:
+        """Let a trial have a slot: recordings work on the numbers there, whose ever they are."""
+        slot = self.slots[number]
+        member.adapter.move(slot.bank, slot.row)
+        slot.member, slot.adapter = member, member.adapter
+        member.adapter.fixed = None if self.noise is None else (self.noise, number)
+        if self.noise is not None:
+            self.noise.seat(number, member.adapter.dropout)
+        total = self.sums[number]
+        member.loss = total.copy_(member.loss)
+        member.mark()
 
     def _most(self, slot: Slot) -> int:
         """Tokens of the longest batch that a slot may be given."""
@@ -266,14 +310,18 @@ class Steps:
         return all(self._take(member) for member in members if member not in seated)
 
     def _take(self, member: Member) -> bool:
-        for slot, total in zip(self.slots, self.sums, strict=True):
-            if slot.member is None and slot.kind == kind(member):
-                # Recordings work on the numbers of the row, whose ever they are.
-                member.adapter.move(slot.bank, slot.row)
-                slot.member, slot.adapter = member, member.adapter
-                _count_in(member, total)
-                return True
-        return False
+        """Find a free slot for a trial, of the least rank that is enough."""
+        rank = round_rank(member.adapter.rank)
+        free = [
+            (slot.bank.rank, number)
+            for number, slot in enumerate(self.slots)
+            if slot.member is None and slot.kind == kind(member) and rank <= slot.bank.rank
+        ]
+        # In strict mode a trial's products have the shapes that they have for it alone.
+        free = [f for f in free if f[0] == rank] if self.base.strict else sorted(free)
+        if free:
+            self._sit(member, free[0][1])
+        return bool(free)
 
     # --------------------------------------------------------------------------- a step
 
@@ -298,11 +346,10 @@ class Steps:
         """Bring what changes with every step to the device: rates, and the dropout's keys."""
         rates = [0.0 if m is None else m.rate(m.step) for m in members]
         _bring(torch.tensor(rates, dtype=torch.float32), self.rates)
-        at = 0
-        for bank in self.banks:
-            if bank.noise is not None:
-                _bring(self._keys(members[at : at + bank.rows], bank), bank.noise.keys)
-            at += bank.rows
+        if self.noise is not None:
+            seeds = [0 if m is None else int(m.trial["seed"]) for m in members]
+            found = keys(seeds, [0 if m is None else m.step for m in members], len(self.noise.keys))
+            _bring(torch.from_numpy(found), self.noise.keys)
 
     def _lanes(self) -> list[Lane]:
         return [Lane(slot.adapter, range(slot.batch), self.width) for slot in self.slots]
@@ -321,7 +368,7 @@ class Steps:
         level.now.lanes = self._lanes()
         for bank in self.banks:
             bank.refresh()
-        self.base.seat(self.banks)
+        self.base.seat(self.banks, self.noise)
         with self.base.compiled_blocks(enabled=self.compiled):
             losses = self.base.losses(level.now)
             torch.autograd.backward(losses)
@@ -390,7 +437,7 @@ class Steps:
             self.base.device, training=False,
         )  # fmt: skip
         level.load(data, [rows] * count)
-        self.base.seat(self.banks)
+        self.base.seat(self.banks, self.noise)
         found = self.base.scores(level.now)
         return {id(s.adapter): part for s, part in zip(self.slots, found, strict=True)}
 
@@ -410,13 +457,3 @@ def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None
 
 def _rounded(number: int, to: int) -> int:
     return -(-number // to) * to
-
-
-def _filled(member: Member) -> Shape:
-    return member.adapter.layout.filled(round_rank(member.adapter.rank))
-
-
-def _count_in(member: Member, total: torch.Tensor) -> None:
-    """Let a member's losses be added up in its slot."""
-    member.loss = total.copy_(member.loss)
-    member.mark()
