@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep import config, errors, startup
+from lorasweep import config, errors, signals, startup
 from lorasweep.space import Composer, describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -31,6 +31,7 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
         hydra_main: the function that ``hydra.main`` decorated; reads ``sys.argv``.
         arguments: what was typed, without the program's name.
     """
+    signals.attend()
     config.register()
     startup.hasten()
 

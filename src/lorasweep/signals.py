@@ -11,6 +11,21 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM)
+_raised: list[int] = []  # interrupts of this process before anybody counted them
+
+
+def attend() -> None:
+    """From now on let interrupts end the program, and remember them, should it not end.
+
+    Scripts start their background jobs with interrupts ignored; and a library may swallow one
+    that comes while it is being loaded.
+    """
+    signal.signal(signal.SIGINT, _raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _raised.append(number)
+    raise KeyboardInterrupt
 
 
 def _alone(count: int) -> None:
@@ -23,7 +38,7 @@ class Signals:
     """Catches signals from the first look at the record to the last word in it."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = len(_raised)
         self._listener: Callable[[int], None] = _alone
         self._before: dict[signal.Signals, Any] = {}
 

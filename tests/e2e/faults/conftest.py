@@ -172,6 +172,13 @@ class Sandbox:
 Sandboxes = Callable[..., Sandbox]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let our processes be interrupted, even if these tests are a script's background job."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def sandboxes(data: list[str], cache: Path) -> Callable[[Path], Sandbox]:
     def make(folder: Path, uri: str | None = None, **env: Any) -> Sandbox:
