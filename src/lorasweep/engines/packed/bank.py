@@ -200,7 +200,7 @@ class Bank:
             self.work.copy_(self.weights[:, : self.shape.low_rank])
 
     def settle(self) -> None:
-        """Add the gradients of the copy to those of the weights."""
+        """Bring the gradients of the copy to those of the weights."""
         if self.whole:
             entries = [e for _, a, b in self.shape.pairs for e in (a, b)]
             leaves = [leaf for pair in self.pairs.values() for leaf in pair]

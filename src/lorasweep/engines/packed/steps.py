@@ -83,15 +83,14 @@ def common_ranks(counts: Mapping[int, int], weights: int, room: int) -> dict[int
         room: zeros that may be added where ranks come together.
     """
     found: dict[int, int] = {}
-    together: list[int] = []
+    filled = max(counts)
     for rank in sorted(counts, reverse=True):
-        more = counts[rank] * ((found[together[-1]] if together else rank) - rank) * weights
-        if together and more <= room:
-            found[rank] = found[together[-1]]
+        more = counts[rank] * (filled - rank) * weights
+        if more <= room:
             room -= more
         else:
-            found[rank] = round_rank(rank)
-        together.append(rank)
+            filled = rank
+        found[rank] = filled
     return found
 
 
@@ -225,7 +224,8 @@ class Steps:
         self._arrange(members)
         device, lanes = base.device, len(self.slots)
         self.sums, self.norms, self.rates = torch.zeros(3, lanes, device=device)
-        self.longest = _rounded(max(self._most(slot) for slot in self.slots), QUANTUM)
+        most = max(slot.batch for slot in self.slots)  # texts of the largest batch
+        self.longest = _rounded(int(np.sort(base.train.lengths)[-most:].sum()), QUANTUM)
         dropped = any(m.adapter.dropout > 0 for m in members)
         self.noise = Noise(len(base.linears), lanes, device) if dropped else None
         of_adapter = {id(member.adapter): member for member in members}
@@ -277,11 +277,6 @@ class Steps:
         member.loss = total.copy_(member.loss)
         member.mark()
 
-    def _most(self, slot: Slot) -> int:
-        """Tokens of the longest batch that a slot may be given."""
-        lengths = np.sort(self.base.train.lengths)
-        return int(lengths[-slot.batch :].sum())
-
     def vacate(self, member: Member) -> None:
         """Free the slot of a trial that has ended."""
         for slot in self.slots:
@@ -311,11 +306,11 @@ class Steps:
 
     def _take(self, member: Member) -> bool:
         """Find a free slot for a trial, of the least rank that is enough."""
-        rank = round_rank(member.adapter.rank)
+        rank, wanted = round_rank(member.adapter.rank), kind(member)
         free = [
             (slot.bank.rank, number)
             for number, slot in enumerate(self.slots)
-            if slot.member is None and slot.kind == kind(member) and rank <= slot.bank.rank
+            if slot.member is None and rank <= slot.bank.rank and slot.kind == wanted
         ]
         # In strict mode a trial's products have the shapes that they have for it alone.
         free = [f for f in free if f[0] == rank] if self.base.strict else sorted(free)
