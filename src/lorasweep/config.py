@@ -333,6 +333,7 @@ def problems(config: Config) -> list[str]:
         *positive(config, ("task.train_size", "task.eval_size")),
         *one_of(config, "resume", ("retry_failed", "only_missing", "fresh")),
         *executor_problems(config),
+        *positive(config, [n for n in ("engine.pack_size",) if n in config]),  # packs alone
         *one_of(config, "plan", ("short", "table", "json")),
         *one_of(config, "sampler.name", SAMPLERS),
         *pruner_problems(config),

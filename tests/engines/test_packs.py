@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorasweep import space
 from lorasweep.engines.packed import noise, steps
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of, problems
 from lorasweep.engines.packed.engine import PackedEngine
 from lorasweep.engines.packed.layout import Pass
+from lorasweep.space import Composer
 from lorasweep.trial import Trial
 from tests.engines.conftest import Make, Watch, place, run
 
@@ -273,3 +275,10 @@ def test_hashed_dropout_drops_as_often_as_asked_and_anew_each_time() -> None:
     halves += [halves[0].roll(1), halves[0].roll(400)]
     likeness = torch.corrcoef(torch.stack(halves))
     assert float((likeness - torch.eye(len(halves))).abs().max()) < 0.01
+
+
+def test_a_pack_of_none_is_refused(composer: Composer, data: list[str]) -> None:
+    problems: list[str] = []
+    described = space.read([*data, "engine=packed", "engine.pack_size=0"], {}, composer, problems)
+    space.expand(described, composer, problems)
+    assert problems == ["engine.pack_size=0: must be above 0"]
