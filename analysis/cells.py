@@ -1,6 +1,6 @@
 """Which trials a figure shows, their means and intervals, and what the record lacks for it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -222,8 +222,7 @@ def gaps(view: View) -> list[str]:
                 cell = x, "" if len(set(states)) == 1 else share
                 found.setdefault(state, {}).setdefault(series, []).append(cell)
     return [
-        f"{STATES.get(state, state)}: "
-        + "; ".join(_name_cells(view, series, cells) for series, cells in where.items())
+        f"{STATES.get(state, state)}: {_name_all(view, where)}"
         for state, where in sorted(found.items())
     ]
 
@@ -349,11 +348,30 @@ def _difference(columns: Sequence[str], one: Sequence[str], best: Sequence[str])
     )
 
 
-def _name_cells(view: View, series: Series, cells: Sequence[tuple[float, str]]) -> str:
-    """``QLoRA r = 128, 256 (1 of 3 seeds)``."""
-    axis = "r" if view.axis == "r" else "α"
+def _name_all(view: View, where: Mapping[Series, Sequence[tuple[float, str]]]) -> str:
+    """Each series and its cells; together where all have the same."""
+    cells = list(where.values())
+    if (
+        len(view.series) > 1
+        and len(cells) == len(view.series)
+        and cells.count(cells[0]) == len(cells)
+    ):
+        return f"each series {_name_cells(view, cells[0])}"
     several = len({target for _, target in view.series}) > 1
-    name = series_name(series) if several else style.method(series[0]).name
-    if len(view.xs) > 2 and [x for x, share in cells if not share] == list(view.xs):
-        return f"{name} at every {axis}"
-    return f"{name} {axis} = {', '.join(f'{x:g}{share}' for x, share in cells)}"
+    names = {s: series_name(s) if several else style.method(s[0]).name for s in where}
+    return "; ".join(f"{names[series]} {_name_cells(view, own)}" for series, own in where.items())
+
+
+def _name_cells(view: View, cells: Sequence[tuple[float, str]]) -> str:
+    """``r = 128, 256 (1 of 3 seeds)``."""
+    axis = "r" if view.axis == "r" else "α"
+    of_share: dict[str, list[float]] = {}
+    for x, share in cells:
+        of_share.setdefault(share, []).append(x)
+    whole = len(view.xs) > 2
+    return ", ".join(
+        f"at every {axis}{share}"
+        if whole and xs == list(view.xs)
+        else f"{axis} = {', '.join(f'{x:g}' for x in xs)}{share}"
+        for share, xs in of_share.items()
+    )

@@ -229,9 +229,12 @@ def joules() -> float:
     """Energy that the GPU has used since it was started; 0 where it does not say."""
     try:
         import pynvml
+        import torch
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        # by its name: this process may see only some of the machine's GPUs
+        name = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
         return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
     except Exception:  # whatever keeps it from saying so, the other figures stand
         return 0.0

@@ -261,11 +261,12 @@ def _failures(source: Source) -> list[str]:
     lost = accounts.failures(source.table)
     if lost.empty:
         return [f"Nothing: all {len(source.table)} trials finished."]
-    counts = lost["state"].value_counts().sort_index()
+    counts = lost.groupby("state")["trials"].sum()
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     shown = lost.head(60)
-    more = f"The first {len(shown)} of {len(lost)}:" if len(lost) > len(shown) else ""
-    return [f"{len(lost)} of {len(source.table)}: {told}.", more, tables.markdown(_cells(shown))]
+    more = f"The first {len(shown)} of {len(lost)} rows:" if len(lost) > len(shown) else ""
+    head = f"{counts.sum()} of {len(source.table)}: {told}."
+    return [head, more, tables.markdown(_cells(shown))]
 
 
 def _evidence(cards: Sequence[Scorecard]) -> list[str]:

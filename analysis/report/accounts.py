@@ -164,7 +164,27 @@ def totals(table: pd.DataFrame, accounts: pd.DataFrame) -> str:
 
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:
-    """Trials that did not finish: how they ended, and what they said."""
+    """Trials that did not finish, those that ended alike together: which, how, what they said."""
     lost = table[table["state"] != "done"]
-    columns = ["model", "task", "method", "target", "r", "alpha", "learning_rate", "seed"]
-    return lost[[*columns, "state", "error"]].reset_index(drop=True)
+    alike = ["model", "task", "method", "target", "learning_rate", "state", "error"]
+    rows = [
+        {
+            **dict(zip(alike[:4], group[:4], strict=True)),
+            "r": _several(trials["r"]),
+            "alpha": _several(trials["alpha"]),
+            "learning_rate": group[4],
+            "seed": _several(trials["seed"]),
+            "trials": len(trials),
+            "state": group[5],
+            "error": group[6],
+        }
+        for group, trials in lost.groupby(alike, sort=False, dropna=False)
+    ]
+    columns = [*alike[:4], "r", "alpha", "learning_rate", "seed", "trials", "state", "error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _several(values: pd.Series) -> str:
+    """``8``, or ``1, 2, 4``; the ends alone where there are more than four."""
+    found = [f"{value:g}" for value in sorted(values.dropna().unique())]
+    return ", ".join(found) if len(found) <= 4 else f"{found[0]} … {found[-1]}"

@@ -50,6 +50,14 @@ def test_missing_and_failed_cells_are_named(
     assert "Diverged: LoRA r = 4 (1 of 2 seeds)." in text
 
 
+def test_what_every_cell_lacks_is_said_once(
+    run: Callable[..., Run], paper: Callable[[int], list[Run]]
+) -> None:
+    stopped = [{**one, "seed": "9", "lorasweep.state": "stopped"} for one in paper(1)]
+    runs = [*paper(2), *({**one, "lorasweep.key": f"x{i}"} for i, one in enumerate(stopped))]
+    assert "Stopped: each series at every r (1 of 3 seeds)." in fig5(table.tidy(runs))
+
+
 def test_the_commonest_setting_is_drawn_and_the_rest_is_named(
     run: Callable[..., Run], paper: Callable[[int], list[Run]]
 ) -> None:
@@ -90,4 +98,4 @@ def test_packed_trials_without_a_time_of_their_own_are_counted(one_seed: pd.Data
 def test_a_figure_without_trials_says_why(one_seed: pd.DataFrame) -> None:
     text = fig5(one_seed[one_seed["target"] == "attention"])
     assert text.startswith("**Figure 5: not drawn.** No finished trial of toy on stars")
-    assert "not run: LoRA at every r; QLoRA at every r" in text
+    assert "not run: each series at every r" in text

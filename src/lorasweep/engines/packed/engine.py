@@ -277,7 +277,6 @@ class PackedEngine:
     def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
         """Run trials that share a base to their ends (see ``engines.base.Engine``)."""
         _quiet()
-        memory.reset()
         started = time.perf_counter()
         try:
             base = self._base(trials[0])
@@ -286,6 +285,7 @@ class PackedEngine:
                 watch.end(trial, engines.failure(error, folder(trial)))
             return
         loading = time.perf_counter() - started
+        memory.reset()  # the peak is of training: a base that was kept costs no loading
         pack = Pack(base, folder, watch)
         for trial in trials:
             pack.admit(trial)
