@@ -167,6 +167,7 @@ class Engine:
     name: str = MISSING
     target: str = MISSING
     fallback: str | None = MISSING
+    gpu_only: bool = MISSING
     save_adapter: bool = MISSING
     exactness: Exactness = MISSING
     nf4_cache: Copies = MISSING

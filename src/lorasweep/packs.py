@@ -1,8 +1,10 @@
 """Which trials train together: those that share a base, as many as fit the device."""
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache
 
-from lorasweep.costs import memory
+from lorasweep.costs import devices, memory
 from lorasweep.trial import Trial
 
 MOST = 64  # trials in a pack where the user sets no limit; memory ends most packs before
@@ -11,7 +13,7 @@ Peaks = Callable[[Trial], memory.Memory]
 
 def base_of(trial: Trial) -> Hashable | None:
     """Return what trials of one pack have in common; None for a trial that runs alone."""
-    if trial["engine.name"] != "packed" or why_alone(trial):
+    if not packing(trial) or why_alone(trial):
         return None
     from lorasweep.engines.packed import compat
 
@@ -25,9 +27,24 @@ def why_alone(trial: Trial) -> str | None:
     return compat.problems(trial)
 
 
+def packing(trial: Trial) -> bool:
+    """Whether a sweep's engine packs at all, here or on the device that is planned for."""
+    if trial["engine.name"] != "packed":
+        return False
+    return not trial["engine.gpu_only"] or _on_gpu(
+        trial["device"], os.getenv("CUDA_VISIBLE_DEVICES")
+    )
+
+
+@cache
+def _on_gpu(device: str | None, visible: str | None) -> bool:
+    """Whether trials run on a GPU, or are planned for one; the driver is asked once."""
+    return devices.find(device).name != devices.cpu().name
+
+
 def settled(trial: Trial) -> Trial:
     """Return a trial with the engine that will run it: what packs cannot train goes elsewhere."""
-    if trial["engine.name"] != "packed" or why_alone(trial) is None:
+    if trial["engine.name"] != "packed" or (packing(trial) and why_alone(trial) is None):
         return trial
     other = {"engine.name": "trainer", "engine.target": trial["engine.fallback"]}
     return Trial({**trial.config, **other})
@@ -35,7 +52,7 @@ def settled(trial: Trial) -> Trial:
 
 def most(trial: Trial) -> int:
     """Return how many trials a pack may have at most."""
-    return int(trial["engine.pack_size"] or MOST) if trial["engine.name"] == "packed" else 1
+    return int(trial["engine.pack_size"] or MOST) if packing(trial) else 1
 
 
 def footprint(peaks: Sequence[memory.Memory]) -> float:

@@ -168,7 +168,7 @@ class Scheduler:
         """
         self.sampler, self.pruner, self.record = sampler, pruner, record
         self.executor, self.screen, self.sweep = executor, screen, sweep
-        self.policy, self.engine = settings.group("executor"), str(settings["engine.name"])
+        self.policy = settings.group("executor")
         self.again = settings["resume"] == "fresh"
         self.patience = float(settings["tracking.patience"])
         self.pack_size = packs.most(settings)
@@ -402,8 +402,9 @@ class Scheduler:
                 self._remember()
                 trial = suggestion.trial
                 contested = trial.key in self.contested
+                engine = str(packs.settled(trial)["engine.name"])
                 run = self.record.claim(
-                    self.sweep, trial, self.engine, again=self.again, contested=contested
+                    self.sweep, trial, engine, again=self.again, contested=contested
                 )
         except RecordError as error:
             self.outbox.failed(error)

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from lorasweep import errors, plan, pruning, rest
+from lorasweep import errors, packs, plan, pruning, rest
 from lorasweep.app import Outcome, Request
 from lorasweep.costs import devices
 from lorasweep.errors import RecordError, RequestError
@@ -173,7 +173,7 @@ def _local(settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:
         RequestError: a GPU is in use by others.
     """
     gpus, asked = devices.visible_gpus(), settings["executor.workers"]
-    target = str(settings["engine.target"])
+    target = str(packs.settled(settings)["engine.target"])
     if gpus:
         if not settings["executor.shared_gpu"]:
             problems = devices.busy(gpus)

@@ -9,6 +9,22 @@ from tests.e2e.conftest import rows_of
 STUDY = ["model=llama3_8b", "task=yelp5", "train=patil2025", "device=a100_40gb"]
 
 
+def packs(sweep: Sweep, *words: str) -> list[int]:
+    done = sweep("-m", "plan=json", "lora.r=8,16", *words)
+    assert done.returncode == 0, done.stderr
+    return [len(pack) for pack in json.loads(done.stdout)["packs"]]
+
+
+def test_trials_are_packed_by_default_on_a_gpu_where_they_can_be(sweep: Sweep) -> None:
+    assert packs(sweep, "device=h100") == [2]
+    assert packs(sweep, "device=cpu") == [1, 1]
+    assert packs(sweep, "device=cpu", "engine=packed") == [2]
+    assert packs(sweep, "device=h100", "engine=trainer") == [1, 1]
+    assert packs(sweep, "device=h100", "method=lora,base") == [2, 1]
+    # a pack has no peak of memory that is one trial's
+    assert packs(sweep, "device=h100", "sampler.objectives=[accuracy,memory]") == [1, 1]
+
+
 def test_json_is_all_there_is_on_standard_output(sweep: Sweep, tmp_path: Path) -> None:
     done = sweep(
         "-m", *STUDY, "plan=json", "method=lora,qlora", "target=attention,all_linear_head",
@@ -17,7 +33,9 @@ def test_json_is_all_there_is_on_standard_output(sweep: Sweep, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert set(plan) == {"trials", "packs", "summary"}
-    assert [t["key"] for t in plan["trials"]] == [key for (key,) in plan["packs"]]
+    method = {t["key"]: t["config"]["method.name"] for t in plan["trials"]}
+    assert sorted(method) == sorted(key for pack in plan["packs"] for key in pack)
+    assert all(len({method[key] for key in pack}) == 1 for pack in plan["packs"])
     # Patil et al. 2025, Table 4
     assert [t["trainable"] for t in plan["trials"][:4]] == [
         6_836_224, 436_228_096, 21_024_808, 1_344_297_472,

@@ -373,7 +373,7 @@ def _stages(session: _Session) -> Result:
     trial, reporter = session.trial, session.reporter
     with _timed(session.metrics, "time/load_s"):
         session.load()
-    memory.reset()  # a base kept from the trial before costs no loading: the peak is of what follows
+    memory.reset()  # the peak is of what follows: a base that was kept costs no loading
     if trial["method.trains"] is not None:
         session.train()
     if reporter.pruned:

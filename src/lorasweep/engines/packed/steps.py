@@ -18,10 +18,10 @@ import torch
 from lorasweep.engines.packed.adapter import Adapter
 from lorasweep.engines.packed.bank import Bank, Shape, joined
 from lorasweep.engines.packed.base import Base
-from lorasweep.engines.packed.layout import Even, Lane, Pass
+from lorasweep.engines.packed.layout import Lane
+from lorasweep.engines.packed.level import Level, bring
 from lorasweep.engines.packed.member import Member
 from lorasweep.engines.packed.noise import Noise, keys
-from lorasweep.engines.packed.tokens import Side
 
 log = logging.getLogger(__name__)
 
@@ -106,100 +106,6 @@ class Slot:
     max_norm: float
     adapter: Adapter
     member: Member | None
-
-
-class Level:
-    """Inputs of a pass in which every lane has ``length`` tokens, and its recording.
-
-    Args:
-        lanes: whose tokens they are.
-        batches: for how many texts each lane has room.
-        length: tokens of a lane, padding at its end included.
-        width: tokens of a text in the attention's table.
-        training: whether losses are wanted.
-        device: where the inputs lie.
-    """
-
-    def __init__(
-        self,
-        lanes: list[Lane],
-        batches: list[int],
-        length: int,
-        width: int,
-        device: torch.device,
-        *,
-        training: bool,
-    ) -> None:
-        count, texts = len(lanes), sum(batches)
-        tokens, cells = count * length, texts * width
-        sizes = [tokens, tokens, tokens, cells, texts, texts]
-        self.numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        self.flags = torch.zeros(tokens + cells, dtype=torch.bool, device=device)
-        ids, positions, cell_of, token_of, pooled, labels = self.numbers.split(sizes)
-        real, filled = self.flags.split([tokens, cells])
-        self.length, self.width = length, width
-        self.now = Pass(
-            lanes=lanes,
-            ids=ids.view(count, length),
-            positions=positions.view(count, length),
-            types=None,
-            pooled=pooled,
-            labels=labels,
-            training=training,
-            texts=batches,
-            even=Even(texts, width, cell_of, token_of, real, filled),
-        )
-        self.graph: Any = None
-        for tensor in (cell_of, real):  # for compiled blocks: as long as the lanes are
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-
-    def load(self, side: Side, rows: Sequence[Sequence[int]]) -> None:
-        """Bring the texts of every lane to the device; a lane may have none."""
-        parts = lay_out(side, rows, self.now.texts, self.length, self.width)
-        for target, source in zip((self.numbers, self.flags), parts, strict=True):
-            _bring(source, target)
-
-
-def lay_out(
-    side: Side, rows: Sequence[Sequence[int]], batches: Sequence[int], length: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay out texts of equal lanes: the numbers and flags of a ``Level``, one after the other.
-
-    Args:
-        side: where the texts are.
-        rows: texts of each lane, at most as many as ``batches`` says.
-        batches: texts that a lane has room for.
-        length: tokens of a lane, padding at its end included.
-        width: tokens of a text in the attention's table.
-    """
-    lanes, texts = len(rows), sum(batches)
-    ids, positions = np.zeros((2, lanes, length), dtype=np.int64)
-    cell_of, token_of = np.zeros((lanes, length), np.int64), np.zeros((texts, width), np.int64)
-    pooled, labels = np.zeros(texts, np.int64), np.full(texts, -100, np.int64)
-    real, filled = np.zeros((lanes, length), np.bool_), np.zeros((texts, width), np.bool_)
-    text = 0
-    for lane, (of_lane, batch) in enumerate(zip(rows, batches, strict=True)):
-        start = lane * length
-        cell_of[lane] = text * width
-        token_of[text : text + batch] = start
-        pooled[text : text + batch] = start
-        at = 0
-        for row in of_lane:
-            size, source = int(side.lengths[row]), int(side.starts[row])
-            here, place = slice(at, at + size), np.arange(size)
-            ids[lane, here] = side.words[source : source + size]
-            positions[lane, here] = place
-            cell_of[lane, here] = text * width + place
-            token_of[text, :size] = start + at + place
-            real[lane, here], filled[text, :size] = True, True
-            pooled[text] = start + at + side.last[row]
-            labels[text] = side.classes[row]
-            at, text = at + size, text + 1
-        text += batch - len(of_lane)
-    parts = (ids, positions, cell_of, token_of, pooled, labels)
-    numbers = np.concatenate([part.reshape(-1) for part in parts])
-    flags = np.concatenate([real.reshape(-1), filled.reshape(-1)])
-    return torch.from_numpy(numbers), torch.from_numpy(flags)
 
 
 class Steps:
@@ -340,11 +246,11 @@ class Steps:
     def _set(self, members: Sequence[Member | None]) -> None:
         """Bring what changes with every step to the device: rates, and the dropout's keys."""
         rates = [0.0 if m is None else m.rate(m.step) for m in members]
-        _bring(torch.tensor(rates, dtype=torch.float32), self.rates)
+        bring(torch.tensor(rates, dtype=torch.float32), self.rates)
         if self.noise is not None:
             seeds = [0 if m is None else int(m.trial["seed"]) for m in members]
             found = keys(seeds, [0 if m is None else m.step for m in members], len(self.noise.keys))
-            _bring(torch.from_numpy(found), self.noise.keys)
+            bring(torch.from_numpy(found), self.noise.keys)
 
     def _lanes(self) -> list[Lane]:
         return [Lane(slot.adapter, range(slot.batch), self.width) for slot in self.slots]
@@ -435,12 +341,6 @@ class Steps:
         self.base.seat(self.banks, self.noise)
         found = self.base.scores(level.now)
         return {id(s.adapter): part for s, part in zip(self.slots, found, strict=True)}
-
-
-def _bring(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy numbers to the device without waiting for it."""
-    ready = source.pin_memory() if target.device.type == "cuda" else source
-    target.copy_(ready, non_blocking=True)
 
 
 def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
