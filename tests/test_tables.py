@@ -1,6 +1,8 @@
-"""What goes straight into MLflow's tables is what its own client would have written."""
+"""What goes straight into MLflow's tables, and comes from there, is as through its own client."""
 
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,11 @@ import mlflow
 import pytest
 
 from lorasweep import record as records
+from lorasweep.client import prepare
+from lorasweep.errors import RecordError
 from lorasweep.record import Record
 from lorasweep.space import Composer
+from lorasweep.tables import Tables
 from lorasweep.trial import Result, Trial
 
 # One of a run's own: times, names and what follows from them.
@@ -28,13 +33,20 @@ def result(folder: Path) -> Result:
     return Result("done", {"eval/accuracy": 0.5, "a": -math.inf}, curve, folder=folder)
 
 
-def written(place: Path, trial: Trial, *, direct: bool) -> tuple[Record, mlflow.entities.Run]:
+@pytest.fixture
+def through_mlflow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have MLflow's client used from now on, as where its tables are not as known."""
+
+    def act() -> None:
+        monkeypatch.setattr(Tables, "of", lambda file: None)
+        monkeypatch.setattr(records.glance, "read", lambda file: None)
+
+    return act
+
+
+def written(place: Path, trial: Trial) -> tuple[Record, mlflow.entities.Run]:
     record = Record(f"sqlite:///{place}/mlflow.db", place / "artifacts")
-    assert record._tables is not None, "MLflow's tables have changed: see lorasweep.tables"
-    if not direct:
-        record._tables = None
-    sweep = record.open_sweep("ours", "s", "a test")
-    run = record.claim(sweep, trial, "trainer")
+    run = record.claim(record.open_sweep("ours", "s", "a test"), trial, "trainer")
     assert run is not None
     gave = result(place / "folder")
     for _ in range(2):  # a repeat changes nothing
@@ -48,29 +60,92 @@ def bare(run: mlflow.entities.Run) -> dict[str, Any]:
     return {"info": info, "tags": tags, "params": run.data.params}
 
 
-def test_a_run_is_the_one_that_mlflow_writes(tmp_path: Path, trial: Trial) -> None:
-    ours, run = written(tmp_path / "a", trial, direct=True)
-    theirs, other = written(tmp_path / "b", trial, direct=False)
+def test_the_tables_are_as_known(tmp_path: Path) -> None:
+    prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlflow.db")
+    assert Tables.of(tmp_path / "mlflow.db"), "MLflow's tables have changed: see lorasweep.tables"
+
+
+def test_a_run_is_the_one_that_mlflow_writes(
+    tmp_path: Path, trial: Trial, through_mlflow: Callable[[], None]
+) -> None:
+    ours, run = written(tmp_path / "a", trial)
+    through_mlflow()
+    theirs, other = written(tmp_path / "b", trial)
     assert bare(run) == bare(other)
     assert run.data.metrics.keys() == other.data.metrics.keys()
     for name, value in other.data.metrics.items():
         assert run.data.metrics[name] == pytest.approx(value, nan_ok=True), name
         history, expected = ours.curve(run.info.run_id, name), theirs.curve(other.info.run_id, name)
-        assert sorted(map(str, history)) == sorted(map(str, expected)), name
+        assert list(map(str, history)) == list(map(str, expected)), name
     assert run.data.metrics["train/loss"] == 1.0
     assert (tmp_path / "a/artifacts/ours" / run.info.run_id / "artifacts").is_dir()
     assert run.info.artifact_uri.endswith(f"/ours/{run.info.run_id}/artifacts")
 
 
-def test_rows_are_read_as_through_the_client(
-    tmp_path: Path, trial: Trial, monkeypatch: pytest.MonkeyPatch
+def sweeps(place: Path) -> tuple[Any, ...]:
+    """Do to a study and its sweeps all that is ever done. Returns what MLflow says of them."""
+    record = Record(f"sqlite:///{place}/mlflow.db", place / "artifacts")
+    for _ in range(2):  # the second time it is there
+        run = record.open_sweep("ours", "s", "a test")
+        record.join(run)
+        record.suggest(run, 0, {"values": {"lora.r": 4}})
+        record.mark(run, "lorasweep.front", "accuracy")
+        record.leave(run)
+        record.close_sweep(run, {"sweep/done": 1}, whole=True)
+    other = record.open_sweep("ours", "another", "a test")
+    record.abandon(other)
+    study = record.client.get_experiment_by_name("ours")
+    told = {k: v for k, v in dict(study).items() if not k.endswith("_time")}
+    told["artifact_location"] = Path(told["artifact_location"]).name
+    found = [record.client.get_run(number) for number in (run, other)]
+    assert record.past(run) == {0: {"values": {"lora.r": 4}}}
+    assert all(one.info.end_time >= one.info.start_time for one in found)
+    return told, [(bare(one), one.data.metrics) for one in found]
+
+
+def test_studies_and_sweeps_are_those_that_mlflow_writes(
+    tmp_path: Path, through_mlflow: Callable[[], None]
 ) -> None:
-    record, run = written(tmp_path, trial, direct=True)
+    ours = sweeps(tmp_path / "a")
+    through_mlflow()
+    assert ours == sweeps(tmp_path / "b")
+
+
+def test_a_study_that_was_deleted_is_not_written_to(tmp_path: Path) -> None:
+    record = Record(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
+    record.open_sweep("ours", "s", "a test")
+    record.client.delete_experiment(record.client.get_experiment_by_name("ours").experiment_id)
+    again = Record(record.uri, tmp_path / "artifacts")
+    with pytest.raises(RecordError, match="study ours was deleted"):
+        again.open_sweep("ours", "s", "a test")
+
+
+def test_what_changes_after_a_record_was_read_is_seen(tmp_path: Path, trial: Trial) -> None:
+    record, run = written(tmp_path, trial)
+    (before,) = record.all()
+    other = record.claim("none", Trial({**trial.config, "seed": 1}), "trainer")
+    assert other is not None
+    assert [row.get("lorasweep.state") for row in record.all()] == ["done", None]
+    record.close_trial(other, Result("stopped", {"eval/accuracy": 0.1}), {})
+    assert [row["eval/accuracy"] for row in record.all()] == [0.5, 0.1]
+    time.sleep(0.002)  # a result that waited on disk
+    record.close_trial(other, Result("done", {"eval/accuracy": 0.9}), {})
+    assert [row["eval/accuracy"] for row in record.all()] == [0.5, 0.9]
+    record.mark(run.info.run_id, "lorasweep.front", "accuracy")
+    assert record.all()[0] == {**before, "lorasweep.front": "accuracy"}
+    record.client.delete_run(run.info.run_id)
+    assert [row["run_id"] for row in record.all()] == [other]
+
+
+def test_rows_are_read_as_through_the_client(
+    tmp_path: Path, trial: Trial, through_mlflow: Callable[[], None]
+) -> None:
+    record, run = written(tmp_path, trial)
     for seed in range(1, 4):  # under way, and one withdrawn
         record.claim("none", Trial({**trial.config, "seed": seed}), "trainer")
     record.client.delete_run(records.read(record.uri)[-1]["run_id"])
     direct = records.read(record.uri)
-    monkeypatch.setattr(records.glance, "read", lambda file: None)
+    through_mlflow()
     through = records.read(record.uri)
     assert len(direct) == 3
     assert [r["run_id"] for r in direct] == [r["run_id"] for r in through]

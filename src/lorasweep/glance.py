@@ -7,15 +7,17 @@ import contextlib
 import math
 import sqlite3
 from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+Mark = tuple[int | None, str | None]  # when a run ended, and in which state
 _ACTIVE = "lifecycle_stage = 'active'"
-_OURS = f"""
+OURS = f"""
     SELECT run_uuid FROM runs WHERE {_ACTIVE}
     AND experiment_id IN (SELECT experiment_id FROM experiments WHERE {_ACTIVE})
 """
-_TRIALS = f"{_OURS} AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'lorasweep.key')"
+_TRIALS = f"{OURS} AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'lorasweep.key')"
 
 
 def file_of(uri: str) -> Path | None:
@@ -49,25 +51,53 @@ def read(file: Path) -> list[dict[str, Any]] | None:
     """Every trial run, oldest first, as ``lorasweep.record.read`` gives them; None: ask MLflow."""
     try:
         with _reading(file) as record:
-            rows = {
-                run: {"run_id": run, "start_time": start, "study": study}
-                for run, start, study in record.execute(
-                    "SELECT run_uuid, start_time, experiments.name FROM runs "
-                    f"JOIN experiments USING (experiment_id) WHERE run_uuid IN ({_TRIALS}) "
-                    "ORDER BY start_time"
-                )
-            }
-            for what in (
-                "value FROM tags WHERE key LIKE 'lorasweep.%' AND",
-                "value FROM params WHERE",
-                "CASE WHEN is_nan THEN NULL ELSE value END FROM latest_metrics WHERE",
-            ):
-                query = f"SELECT run_uuid, key, {what} run_uuid IN ({_TRIALS})"
-                for run, key, value in record.execute(query).fetchall():
-                    rows[run][key] = math.nan if value is None else value
+            return [*_rows(record, _ended(file.resolve()))]
     except sqlite3.Error:
         return None
-    return list(rows.values())
+
+
+@lru_cache(maxsize=1)
+def _ended(file: Path) -> dict[str, tuple[Mark, dict[str, Any]]]:
+    """Params and metrics of the trials of a record that had ended when it was last read.
+
+    A start reads its record several times, and these are most of it. Whatever may change or be
+    withdrawn (which runs there are, their tags) is read each time.
+    """
+    return {}
+
+
+def _rows(
+    record: sqlite3.Connection, ended: dict[str, tuple[Mark, dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    query = f"""
+        SELECT run_uuid, start_time, end_time, experiments.name
+        FROM runs JOIN experiments USING (experiment_id)
+        WHERE run_uuid IN ({_TRIALS}) ORDER BY start_time
+    """
+    for run, start, end, study in record.execute(query).fetchall():
+        tags = _pairs(record, "value FROM tags WHERE key LIKE 'lorasweep.%' AND", run)
+        # Who ends a run, or ends it once more, writes this time and state with its last numbers.
+        mark = end, tags.get("lorasweep.state")
+        if run in ended and ended[run][0] == mark:
+            content = ended[run][1]
+        else:
+            content = _content(record, run)
+            if None not in mark:
+                ended[run] = mark, content
+        yield {"run_id": run, "start_time": start, "study": study, **tags, **content}
+
+
+def _content(record: sqlite3.Connection, run: str) -> dict[str, Any]:
+    number = "CASE WHEN is_nan THEN NULL ELSE value END FROM latest_metrics WHERE"
+    numbers = _pairs(record, number, run)
+    return {
+        **_pairs(record, "value FROM params WHERE", run),
+        **{name: math.nan if value is None else value for name, value in numbers.items()},
+    }
+
+
+def _pairs(record: sqlite3.Connection, what: str, run: str) -> dict[str, Any]:
+    return dict(record.execute(f"SELECT key, {what} run_uuid = ?", (run,)).fetchall())
 
 
 def at_rest(file: Path, study: str, sweep: str) -> bool:
@@ -77,12 +107,12 @@ def at_rest(file: Path, study: str, sweep: str) -> bool:
             states = record.execute(
                 f"""
                 SELECT status FROM runs JOIN experiments USING (experiment_id)
-                WHERE run_uuid IN ({_OURS}) AND experiments.name = ? AND run_uuid IN
+                WHERE run_uuid IN ({OURS}) AND experiments.name = ? AND run_uuid IN
                 (SELECT run_uuid FROM tags WHERE key = 'lorasweep.sweep' AND value = ?)
                 """,
                 (study, sweep),
             ).fetchall()
-            running = f"SELECT 1 FROM runs WHERE status = 'RUNNING' AND run_uuid IN ({_OURS})"
+            running = f"SELECT 1 FROM runs WHERE status = 'RUNNING' AND run_uuid IN ({OURS})"
             return states == [("FINISHED",)] and not record.execute(running).fetchall()
     except sqlite3.Error:
         return False

@@ -5,28 +5,18 @@ One experiment a study, a parent run a sweep, a child run a trial.
 
 import contextlib
 import json
-import logging
-import os
 import shutil
-import sqlite3
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-# Both before mlflow is imported: nothing is reported anywhere, and no progress bars of its own.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import sqlalchemy
 from filelock import FileLock
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-from requests.exceptions import RequestException
 
 from lorasweep import glance, leases
 from lorasweep.errors import RecordError
+from lorasweep.store import Run, Store, Study, sentences
 from lorasweep.tables import Tables
 from lorasweep.trial import FINAL_STATES, Result, State, Trial
 
@@ -35,8 +25,6 @@ _LEASE = "lorasweep.lease."  # on the run of a sweep, one for each controller: w
 _LEFT = "0"
 _SUGGESTION = "lorasweep.suggestion."  # on the run of a sweep, one a number
 _RUN_STATUS = {"done": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
-_BATCH = 100  # the most params or tags MLflow takes at once
-_METRICS_BATCH = 1000
 _LOOK_S = 1.0  # how old a controller's picture of the others may be
 
 
@@ -46,30 +34,6 @@ def absolute(uri: str) -> str:
     if not uri.startswith(prefix):
         return uri
     return prefix + str(Path(uri.removeprefix(prefix)).resolve())
-
-
-@contextlib.contextmanager
-def _sentences(uri: str) -> Iterator[None]:
-    """Turn what the store raises into one sentence."""
-    try:
-        yield
-    except (
-        MlflowException,
-        sqlalchemy.exc.SQLAlchemyError,
-        sqlite3.Error,
-        RequestException,
-        OSError,
-    ) as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise RecordError(f"the record at {uri} cannot be used: {text[0]}") from error
-
-
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
-def _tune_sqlite(connection: Any, _: Any) -> None:
-    """Wait for other writers; leave the flush to the write-ahead log (a crash loses nothing)."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA busy_timeout=60000")
-        connection.execute("PRAGMA synchronous=NORMAL")
 
 
 class Record:
@@ -83,35 +47,34 @@ class Record:
         """
         self.uri, self.artifacts = absolute(uri), artifacts.resolve()
         self._places: dict[str, str] = {}  # run → where its artefacts lie
-        self._experiments: dict[str, Experiment] = {}  # by study
+        self._studies: dict[str, Study] = {}  # by name
         self._looked = 0.0
         self._others: frozenset[str] = frozenset()  # that lived when last looked up
         self._before: frozenset[str] = frozenset()  # that took part before this process did
         self._company = False  # whether another process took part since, be it gone by now
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # said in a sentence
-        # A server that is away is waited for by the scheduler, which meanwhile goes on.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        with _sentences(self.uri):
-            file = glance.file_of(self.uri)
-            if file is not None:
-                _prepare_sqlite(file)
-                _check(self.uri, file)
-            self.client = MlflowClient(self.uri, self.uri)
-            self.client.search_experiments(max_results=1)
-        self._tables = Tables.of(self.client)
+        self._store = _open(self.uri)
+
+    @cached_property
+    def client(self) -> Any:
+        """MLflow's own client, for what is not done here; it takes seconds to load."""
+        from lorasweep import client
+
+        return client.connect(self.uri)
+
+    def _sentences(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the store raises into one sentence."""
+        return sentences(self.uri, self._store.errors)
 
     # ------------------------------------------------------------------ reading
 
     def states(self) -> dict[str, State]:
         """State of every trial in the record by its key; ``done`` wins over later attempts."""
         found: dict[str, State] = {}
-        with _sentences(self.uri):
-            for run in _runs(self.client, "tags.`lorasweep.key` != ''"):
-                key, state = run.data.tags["lorasweep.key"], run.data.tags.get("lorasweep.state")
+        with self._sentences():
+            for run in self._store.runs({"lorasweep.key": None}):
+                key, state = run.tags["lorasweep.key"], run.tags.get("lorasweep.state")
                 if state is not None and found.get(key) != "done":
-                    found[key] = state
+                    found[key] = cast(State, state)
         return found
 
     def rows(
@@ -131,33 +94,35 @@ class Record:
 
     def has(self, run: str) -> bool:
         """Whether there is such a run."""
-        with _sentences(self.uri):
-            try:
-                return bool(self.client.get_run(run).info.lifecycle_stage == "active")
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return False
-                raise
+        with self._sentences():
+            found = self._store.run(run)
+            return found is not None and found.active
 
     def mark(self, run: str, tag: str, value: str) -> None:
         """Set a tag of a trial's run."""
-        with _sentences(self.uri):
-            self.client.set_tag(run, tag, value)
+        with self._sentences():
+            self._store.tag(run, tag, value)
 
     def curve(self, run: str, metric: str) -> list[tuple[int, float]]:
         """Return (step, value) along a run."""
-        with _sentences(self.uri):
-            return [(m.step, m.value) for m in self.client.get_metric_history(run, metric)]
+        with self._sentences():
+            return self._store.curve(run, metric)
 
     def past(self, sweep: str) -> dict[int, dict[str, Any]]:
         """Return what a sampler has suggested in this sweep, by number (see ``suggest``)."""
-        with _sentences(self.uri):
-            tags = self.client.get_run(sweep).data.tags
+        with self._sentences():
+            tags = self._run(sweep).tags
         return {
             int(name.removeprefix(_SUGGESTION)): json.loads(value)
             for name, value in tags.items()
             if name.startswith(_SUGGESTION)
         }
+
+    def _run(self, run: str) -> Run:
+        found = self._store.run(run)
+        if found is None:
+            raise RecordError(f"the record at {self.uri} has no run {run} any more")
+        return found
 
     # ------------------------------------------------------------- who runs what
 
@@ -184,22 +149,21 @@ class Record:
             self._before = frozenset(self._leases())
         if self.others():
             time.sleep(2 * _LOOK_S)
-        with _sentences(self.uri):
-            for name, until in self.client.get_run(sweep).data.tags.items():
+        with self._sentences():
+            for name, until in self._run(sweep).tags.items():
                 owner = name.removeprefix(_LEASE)
                 if owner not in (name, str(leases.here())) and not _takes_part(owner, until):
-                    with contextlib.suppress(MlflowException):  # two may tidy up at once
-                        self.client.delete_tag(sweep, name)
-            for run in _runs(self.client, "attributes.status = 'RUNNING'"):
-                owner = run.data.tags.get("lorasweep.owner")
-                if owner is not None and owner != str(leases.here()) and not self._lives(run):
+                    self._store.tag(sweep, name, None)
+            for run in self._store.runs({}, running=True):
+                owner = run.tags.get("lorasweep.owner", str(leases.here()))
+                if owner != str(leases.here()) and not self._lives(run):
                     self._bury(run)
 
     def renew(self, sweep: str) -> None:
         """Say that this process lives."""
-        with _sentences(self.uri):
+        with self._sentences():
             until = f"{time.time() + leases.LEASE_S:.0f}"
-            self.client.set_tag(sweep, f"{_LEASE}{leases.here()}", until)
+            self._store.tag(sweep, f"{_LEASE}{leases.here()}", until)
 
     def leave(self, sweep: str) -> None:
         """Say that this process has ended its part in a sweep.
@@ -208,11 +172,10 @@ class Record:
         whose start got lost on the way here (the server went away before it answered) are taken
         back: their trials were claimed again.
         """
-        with _sentences(self.uri):
-            owned = f"attributes.status = 'RUNNING' and tags.`lorasweep.owner` = '{leases.here()}'"
-            for run in _runs(self.client, owned):
-                self.client.delete_run(run.info.run_id)
-            self.client.set_tag(sweep, f"{_LEASE}{leases.here()}", _LEFT)
+        with self._sentences():
+            for run in self._store.runs({"lorasweep.owner": str(leases.here())}, running=True):
+                self._store.delete(run.number)
+            self._store.tag(sweep, f"{_LEASE}{leases.here()}", _LEFT)
 
     def others(self) -> frozenset[str]:
         """Other processes that may be claiming trials in this record, looked up each second."""
@@ -225,38 +188,38 @@ class Record:
 
     def _leases(self) -> dict[str, str]:
         """Return what every other process that takes or took part in a sweep said last."""
-        with _sentences(self.uri):
+        with self._sentences():
             return {
                 name.removeprefix(_LEASE): until
-                for run in _runs(self.client, "tags.`lorasweep.sweep` != ''")
-                for name, until in run.data.tags.items()
+                for run in self._store.runs({"lorasweep.sweep": None})
+                for name, until in run.tags.items()
                 if name.startswith(_LEASE) and name != f"{_LEASE}{leases.here()}"
             }
 
     def working_on(self, sweep: str) -> frozenset[str]:
         """Other living processes that take part in this very sweep."""
-        with _sentences(self.uri):
+        with self._sentences():
             return frozenset(
                 owner
-                for name, until in self.client.get_run(sweep).data.tags.items()
+                for name, until in self._run(sweep).tags.items()
                 for owner in [name.removeprefix(_LEASE)]
                 if owner not in (name, str(leases.here())) and _takes_part(owner, until)
             )
 
     def _lives(self, run: Run) -> bool:
         """Whether the owner of a trial's run still works on it."""
-        owner, parent = run.data.tags["lorasweep.owner"], run.data.tags[_PARENT]
-        until = self.client.get_run(parent).data.tags.get(_LEASE + owner, "0")
+        parent = self._store.run(run.tags[_PARENT])
+        owner = run.tags["lorasweep.owner"]
+        until = "0" if parent is None else parent.tags.get(_LEASE + owner, "0")
         return leases.alive(owner, float(until))
 
     def _bury(self, run: Run) -> None:
         """End the run of a controller that is gone, if it did not get to its last line itself."""
-        number, state = run.info.run_id, run.data.tags.get("lorasweep.state")
+        state, tags = run.tags.get("lorasweep.state"), dict[str, str]()
         if state is None:
             state = "stopped"
             tags = {"lorasweep.state": state, "lorasweep.error": "its controller was lost"}
-            self.client.log_batch(number, tags=[RunTag(k, v) for k, v in tags.items()])
-        self.client.set_terminated(number, _RUN_STATUS.get(state, "FAILED"))
+        self._store.close(run.number, _RUN_STATUS.get(state, "FAILED"), time.time(), [], tags)
 
     def claim(
         self,
@@ -283,15 +246,15 @@ class Record:
         """
         # Who has gone may have ended trials since this process read what there was.
         careful = contested or bool(self.others()) or self._company
-        with _sentences(self.uri):
+        with self._sentences():
             if contested and self._rivals(trial.key, again=again) is None:
                 return None  # before a run is made in vain, each time that is asked
             run = self._create(sweep, trial, engine, "asking" if careful else "held")
             if careful and not self._wins(run, trial.key, again=again):
-                self.client.delete_run(run)
+                self._store.delete(run)
                 return None
             if careful:
-                self.client.set_tag(run, "lorasweep.claim", "held")
+                self._store.tag(run, "lorasweep.claim", "held")
             return run
 
     def _create(self, sweep: str, trial: Trial, engine: str, claim: str) -> str:
@@ -307,16 +270,10 @@ class Record:
             "mlflow.source.name": "lorasweep",
         }
         params = {k: _text(v) for k, v in trial.config.items()}
-        experiment = self._experiment(str(trial["name"]))
-        if self._tables is not None:
-            run, place = self._tables.create(experiment, trial.label, tags, params)
-        else:
-            info = self.client.create_run(experiment.experiment_id, tags=tags, run_name=trial.label)
-            run, place = info.info.run_id, info.info.artifact_uri
-            for chunk in _chunks([Param(k, v) for k, v in params.items()], _BATCH):
-                self.client.log_batch(run, params=chunk)
-        self._places[run] = place
-        return str(run)
+        study = self._study(str(trial["name"]))
+        run = self._store.create(study, trial.label, tags, params)
+        self._places[run.number] = run.place
+        return run.number
 
     def _wins(self, run: str, key: str, *, again: bool) -> bool:
         while True:
@@ -330,36 +287,33 @@ class Record:
     def _rivals(self, key: str, *, again: bool, mine: str | None = None) -> set[str] | None:
         """Runs of living processes that ask for a trial; None where one has it, or it is done."""
         rivals = set()
-        for run in _runs(self.client, f"tags.`lorasweep.key` = '{key}'"):
-            if not again and run.data.tags.get("lorasweep.state") in FINAL_STATES:
+        for run in self._store.runs({"lorasweep.key": key}):
+            if not again and run.tags.get("lorasweep.state") in FINAL_STATES:
                 return None
-            if run.info.status != "RUNNING" or run.info.run_id == mine:
+            if run.status != "RUNNING" or run.number == mine:
                 continue
-            if run.data.tags["lorasweep.owner"] == str(leases.here()):
-                self.client.delete_run(run.info.run_id)  # its start got lost on the way (`leave`)
+            if run.tags["lorasweep.owner"] == str(leases.here()):
+                self._store.delete(run.number)  # its start got lost on the way (`leave`)
             elif not self._lives(run):
                 self._bury(run)
-            elif run.data.tags["lorasweep.claim"] == "held":
+            elif run.tags["lorasweep.claim"] == "held":
                 return None
             else:
-                rivals.add(str(run.info.run_id))
+                rivals.add(run.number)
         return rivals
 
     # ------------------------------------------------------------------ writing
 
     def open_sweep(self, study: str, name: str, description: str) -> str:
         """Return the run of a sweep, the one of an earlier call where there is one."""
-        with _sentences(self.uri), self._alone():
-            experiment = self._experiment(study).experiment_id
-            query = f"tags.`lorasweep.sweep` = '{name}'"
-            before = self.client.search_runs([experiment], query, max_results=1)
+        with self._sentences(), self._alone():
+            place = self._study(study)
+            before = self._store.runs({"lorasweep.sweep": name}, study=place)
             if before:
-                run = before[0].info.run_id
-                self.client.update_run(run, status="RUNNING")
-                return str(run)
+                self._store.resume(before[-1].number)
+                return before[-1].number
             tags = {"lorasweep.sweep": name, "mlflow.note.content": description}
-            made = self.client.create_run(experiment, run_name=f"sweep {name}", tags=tags)
-            return str(made.info.run_id)
+            return self._store.create(place, f"sweep {name}", tags, {}).number
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Keep other processes of this machine from making the same sweep at the same moment."""
@@ -367,31 +321,34 @@ class Record:
             return contextlib.nullcontext()
         return FileLock(Path(self.uri.removeprefix("sqlite:///")).with_suffix(".lock"))
 
-    def _experiment(self, study: str) -> Experiment:
-        if study in self._experiments:
-            return self._experiments[study]
-        found = self.client.get_experiment_by_name(study)
+    def _study(self, name: str) -> Study:
+        if name in self._studies:
+            return self._studies[name]
         local = self.uri.startswith("sqlite:///")
-        place = (self.artifacts / study).as_uri() if local else None
+        place = (self.artifacts / name).as_uri() if local else None
+        found = self._store.study(name)
         if found is None:
             # opens the UI on the table of runs, not on its tools for chat applications
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            # Another process may have made it in this very moment.
-            with contextlib.suppress(MlflowException):
-                self.client.create_experiment(study, artifact_location=place, tags=tags)
-            found = self.client.get_experiment_by_name(study)
+            self._store.make_study(name, place, tags)
+            found = self._store.study(name)
             if found is None:
-                raise RecordError(f"the study {study} cannot be made in the record at {self.uri}")
-        if place is not None and not Path(found.artifact_location.removeprefix("file://")).exists():
+                raise RecordError(f"the study {name} cannot be made in the record at {self.uri}")
+        if not found.active:
+            raise RecordError(
+                f"the study {name} was deleted from the record at {self.uri}; choose another "
+                f"name=, or bring it back (mlflow experiments restore -x {found.number})"
+            )
+        if place is not None and not Path(found.place.removeprefix("file://")).exists():
             # The record was moved, perhaps from another machine: what comes now lies beside it.
-            found = Experiment(found.experiment_id, study, place, found.lifecycle_stage)
-        self._experiments[study] = found
+            found = Study(found.number, place)
+        self._studies[name] = found
         return found
 
     def suggest(self, sweep: str, number: int, suggestion: Mapping[str, Any]) -> None:
         """Keep what a sampler suggested, so that it can go on from there after a restart."""
-        with _sentences(self.uri):
-            self.client.set_tag(sweep, f"{_SUGGESTION}{number}", json.dumps(suggestion))
+        with self._sentences():
+            self._store.tag(sweep, f"{_SUGGESTION}{number}", json.dumps(suggestion))
 
     def ping(self) -> None:
         """Ask for nothing.
@@ -399,39 +356,29 @@ class Record:
         Raises:
             RecordError: the store does not answer.
         """
-        with _sentences(self.uri):
-            self.client.search_experiments(max_results=1)
+        with self._sentences():
+            self._store.ping()
 
     def close_trial(self, run: str, result: Result, extra: Mapping[str, str]) -> None:
         """Write what a trial gave, move its artefacts in, and end its run.
 
         May be repeated after an error: what was written already is written the same again.
         """
-        with _sentences(self.uri):
-            now = int(result.at * 1000)
+        with self._sentences():
             # The UI compares runs by the metric that was written first: let it be a score.
             ordered = sorted(result.metrics.items(), key=lambda m: not m[0].startswith("eval/"))
-            metrics = [Metric(k, float(v), now, 0) for k, v in ordered]
-            metrics += [Metric(k, v, now, step) for k, step, v in result.curve]
+            points = [*((name, 0, float(value)) for name, value in ordered), *result.curve]
             tags = {"lorasweep.state": result.state, **_summary(result), **extra}
             if result.folder is not None:
-                self._store(run, result.folder, result.environment)
+                self._keep(run, result.folder, result.environment)
             status = _RUN_STATUS.get(result.state, "FAILED")
-            if self._tables is not None:
-                self._tables.close(run, status, metrics, tags)
-                return
-            *full, last = _chunks(metrics, _METRICS_BATCH)
-            for chunk in full:
-                self.client.log_batch(run, metrics=chunk)
-            # The state comes with the last numbers: a trial that has one has all of them.
-            self.client.log_batch(run, metrics=last, tags=[RunTag(k, v) for k, v in tags.items()])
-            self.client.set_terminated(run, status)
+            self._store.close(run, status, result.at, points, tags)
 
-    def _store(self, run: str, folder: Path, environment: Mapping[str, Any]) -> None:
+    def _keep(self, run: str, folder: Path, environment: Mapping[str, Any]) -> None:
         """Move a trial's artefacts into the store; on one disk that copies nothing."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, default=str))
-        place = self._places.pop(run, None) or self.client.get_run(run).info.artifact_uri
+        place = self._places.pop(run, None) or self._run(run).place
         if place.startswith("file://"):
             to = Path(place.removeprefix("file://"))
             to.mkdir(parents=True, exist_ok=True)
@@ -445,16 +392,33 @@ class Record:
         """End this process's part in a sweep that could not be ended as usual."""
         self.leave(sweep)
         if not self.working_on(sweep):
-            with _sentences(self.uri):
-                self.client.set_terminated(sweep, "KILLED")
+            with self._sentences():
+                self._store.close(sweep, "KILLED", time.time(), [], {})
 
     def close_sweep(self, sweep: str, metrics: Mapping[str, float], *, whole: bool) -> None:
         """End the run of a sweep with its totals."""
-        with _sentences(self.uri):
-            now = int(time.time() * 1000)
-            entries = [Metric(k, float(v), now, 0) for k, v in metrics.items()]
-            self.client.log_batch(sweep, metrics=entries)
-            self.client.set_terminated(sweep, "FINISHED" if whole else "KILLED")
+        with self._sentences():
+            points = [(name, 0, float(value)) for name, value in metrics.items()]
+            status = "FINISHED" if whole else "KILLED"
+            self._store.close(sweep, status, time.time(), points, {})
+
+
+def _open(uri: str) -> Store:
+    """Open the store at a place, MLflow only where it is needed."""
+    file = glance.file_of(uri)
+    if file is not None:
+        if not file.exists():
+            from lorasweep import client
+
+            client.prepare(uri, file)
+        _check(uri, file)
+        with sentences(uri, Tables.errors):
+            tables = Tables.of(file)
+        if tables is not None:
+            return tables
+    from lorasweep.client import Client
+
+    return Client(uri)
 
 
 def _takes_part(owner: str, until: str) -> bool:
@@ -466,31 +430,6 @@ def _check(uri: str, file: Path) -> None:
     problem = glance.damage(file)
     if problem is not None:
         raise RecordError(f"the record at {uri} cannot be used: {problem}")
-
-
-def _prepare_sqlite(file: Path) -> None:
-    """Make the database whole before it gets its name: no one ever sees half of one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        return
-    with FileLock(file.with_suffix(".lock")):
-        if file.exists():
-            return
-        draft = file.with_suffix(".new")
-        for left in file.parent.glob(f"{draft.name}*"):  # of an attempt that was killed
-            left.unlink()
-        client = MlflowClient(f"sqlite:///{draft}", f"sqlite:///{draft}")
-        client.search_experiments(max_results=1)
-        with contextlib.closing(sqlite3.connect(draft, timeout=30)) as connection:
-            # Readers (the UI) and the writer do not wait for each other.
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            connection.execute("PRAGMA journal_mode=WAL")
-        draft.rename(file)
-
-
-def _chunks(items: list[Any], size: int) -> list[list[Any]]:
-    """Cut a list into parts; at least one, be it empty."""
-    return [items[at : at + size] for at in range(0, max(1, len(items)), size)]
 
 
 def _text(value: Any) -> str:
@@ -505,24 +444,6 @@ def _summary(result: Result) -> dict[str, str]:
         if result.environment.get(name) is not None:
             tags[f"lorasweep.{name}"] = str(result.environment[name])
     return tags
-
-
-def _runs(client: MlflowClient, query: str) -> Iterator[Run]:
-    """Every run that matches, oldest first."""
-    experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
-    token = None
-    while experiments:
-        page = client.search_runs(
-            experiments,
-            query,
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def read(uri: str) -> list[dict[str, Any]]:
@@ -540,19 +461,6 @@ def read(uri: str) -> list[dict[str, Any]]:
         rows = glance.read(file)
         if rows is not None:
             return rows
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # said in a sentence
-    with _sentences(uri):
-        client = MlflowClient(uri, uri)
-        names = {e.experiment_id: e.name for e in client.search_experiments(ViewType.ACTIVE_ONLY)}
-        return [
-            {
-                **{k: v for k, v in run.data.tags.items() if k.startswith("lorasweep.")},
-                **run.data.params,
-                **run.data.metrics,
-                "run_id": run.info.run_id,
-                "start_time": run.info.start_time,
-                "study": names[run.info.experiment_id],
-            }
-            for run in _runs(client, "tags.`lorasweep.key` != ''")
-        ]
+    from lorasweep import client
+
+    return client.read(uri)
