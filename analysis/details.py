@@ -49,7 +49,7 @@ def build(uri: str, table: pd.DataFrame) -> Details:
     Raises:
         RecordError: the record cannot be read.
     """
-    from lorasweep.record import Record  # mlflow is slow to import: only here
+    from lorasweep.record import Record  # a results file needs none
 
     record = Record(uri, _beside(uri) or Path())
     done = table[table["state"] == "done"]

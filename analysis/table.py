@@ -25,7 +25,7 @@ def build(uri: str) -> pd.DataFrame:
     Raises:
         RecordError: the record cannot be read or holds no trial.
     """
-    from lorasweep.record import read as read_record  # mlflow is slow to import: only here
+    from lorasweep.record import read as read_record  # a results file needs none
 
     table = tidy(read_record(uri))
     if table.empty:

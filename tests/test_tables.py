@@ -1,8 +1,10 @@
 """What goes straight into MLflow's tables, and comes from there, is as through its own client."""
 
 import math
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,16 @@ def bare(run: mlflow.entities.Run) -> dict[str, Any]:
 def test_the_tables_are_as_known(tmp_path: Path) -> None:
     prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlflow.db")
     assert Tables.of(tmp_path / "mlflow.db"), "MLflow's tables have changed: see lorasweep.tables"
+
+
+def test_where_they_are_not_mlflow_is_asked(tmp_path: Path, trial: Trial) -> None:
+    file = tmp_path / "mlflow.db"
+    prepare(f"sqlite:///{file}", file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("ALTER TABLE runs ADD COLUMN news TEXT")
+    assert Tables.of(file) is None
+    record, _ = written(tmp_path, trial)
+    assert record.states() == {trial.key: "done"}
 
 
 def test_a_run_is_the_one_that_mlflow_writes(

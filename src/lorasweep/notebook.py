@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep import app, cli, config
+from lorasweep import app, cli, config, record, table
 from lorasweep.errors import RecordError, RequestError
 from lorasweep.space import Composer, describe
 
@@ -58,8 +58,6 @@ def sweep(*overrides: str) -> pd.DataFrame:
 
 def _table(uri: str, keys: set[str]) -> pd.DataFrame:
     """Return these trials of the record."""
-    from lorasweep import record, table  # mlflow, which a refused request need not wait for
-
     rows = record.read(uri) if keys else []  # a plan alone makes no record
     return table.tidy(row for row in rows if row["lorasweep.key"] in keys)
 

@@ -1,5 +1,6 @@
 """The record shared by two controllers, out of reach, or out of room: it stays true."""
 
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -32,6 +33,23 @@ def test_two_controllers_share_the_work_and_one_outlives_the_other(
     assert both[1].ends() == 0, both[1].said
     both[0].ends()
     box.is_left_clean()
+    like_calm(box, 16)
+
+
+def test_a_local_record_goes_on_where_mlflow_cannot_be_loaded(
+    box: Sandbox, tmp_path: Path, like_calm: Calm
+) -> None:
+    box.call(*EIGHT)
+    broken = tmp_path / "broken" / "mlflow"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('it takes seconds')")
+    path = os.pathsep.join([str(broken.parent), os.environ.get("PYTHONPATH", "")])
+    sixteen = ("lora.r=1,2,3,...,16", *EIGHT[1:])
+    said = box.call(*sixteen, PYTHONPATH=path)  # some are left
+    assert "16 trials, 8 already in the record" in said
+    said = box.call(*sixteen, "name=other", PYTHONPATH=path)  # all were done by another study
+    assert "16 of 16 trials done" in said
+    assert set(box.starts().values()) == {1}
     like_calm(box, 16)
 
 
