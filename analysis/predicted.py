@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from lorasweep import cli, config, space
+from lorasweep.composition import Composer, plain
 from lorasweep.costs import Calibration, Data, devices, memory, seconds
 from lorasweep.errors import RequestError
 from lorasweep.trial import Trial
@@ -17,13 +18,13 @@ N_LABELS = 5
 
 
 @cache
-def _composer() -> space.Composer:
+def _composer() -> Composer:
     running = GlobalHydra.instance()
     if running.is_initialized():  # a program composes from the same folder already
-        return space.Composer(running.config_loader())
+        return Composer(running.config_loader())
     config.register()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return space.Composer(GlobalHydra.instance().config_loader())
+        return Composer(GlobalHydra.instance().config_loader())
 
 
 def trial_of(*words: str) -> Trial:
@@ -39,7 +40,7 @@ def trial_of(*words: str) -> Trial:
         if "." in name:
             OmegaConf.update(tree, name, yaml.safe_load(value), merge=False)
     problems: list[str] = []
-    trial = space.finish(space.plain(tree), problems)
+    trial = space.finish(plain(tree), problems)
     if problems:
         raise RequestError(problems)
     return trial

@@ -91,6 +91,7 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
     from hydra.core.global_hydra import GlobalHydra
 
     from lorasweep import config, space
+    from lorasweep.composition import Composer
 
     config.register()
     ranks = [2**i for i in range(7 if args.ranks == "64" else 10)]
@@ -110,7 +111,7 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
     ]  # fmt: skip
     found, problems = [], []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composer = space.Composer(GlobalHydra.instance().config_loader())
+        composer = Composer(GlobalHydra.instance().config_loader())
         for i in range(count):
             seed = i * args.seeds // count
             own = [f"lora.r={ranks[i % len(ranks)]}", f"seed={seed}", f"lora.alpha={i + 1}"]

@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from lorasweep import config
-from lorasweep.space import Composer
+from lorasweep.composition import Composer
 
 ROOT = Path(__file__).resolve().parents[1]
 Sweep = Callable[..., subprocess.CompletedProcess[str]]

@@ -12,10 +12,10 @@ import pytest
 
 from lorasweep import leases
 from lorasweep import record as records
+from lorasweep.composition import Composer
 from lorasweep.errors import RecordError
 from lorasweep.outbox import Outbox
 from lorasweep.record import Record
-from lorasweep.space import Composer
 from lorasweep.trial import Result, Trial
 
 Born = Callable[[str], Record]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lorasweep import space
+from lorasweep.composition import Composer
 from lorasweep.costs import Calibration, Data, calibrate, devices, memory, parameters, seconds
-from lorasweep.space import Composer
 from lorasweep.trial import Trial
 from tests.conftest import ROOT
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lorasweep.composition import Composer
 from lorasweep.record import Record
-from lorasweep.space import Composer
 from lorasweep.trial import Result, Trial
 
 

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from lorasweep import plan, space
+from lorasweep.composition import Composer
 from lorasweep.costs import Data, Device, devices, memory
-from lorasweep.space import Composer
 from lorasweep.trial import Trial
 
 STUDY = ("model=llama3_8b", "task=yelp5", "train=patil2025", "lora.dropout=0.05")

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from lorasweep import pruning, space
+from lorasweep.composition import Composer
 from lorasweep.pruning import Asha, Hyperband, Median, Report
 from lorasweep.samplers import objectives
-from lorasweep.space import Composer
 
 ACCURACY = objectives.parse(["accuracy"], [])
 ACCURACY_AND_MEMORY = objectives.parse(["accuracy", "memory"], [])

@@ -3,7 +3,7 @@
 import pytest
 
 from lorasweep import retries
-from lorasweep.space import Composer
+from lorasweep.composition import Composer
 from lorasweep.trial import Failure, Trial
 
 POLICY = {

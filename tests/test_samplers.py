@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lorasweep import samplers, space
+from lorasweep.composition import Composer
 from lorasweep.errors import RequestError
 from lorasweep.samplers import Past, Pointwise, Sampler, Suggestion, objectives
-from lorasweep.space import Composer
 from lorasweep.trial import State, Trial
 
 SEARCHES = ("random", "qmc", "tpe", "gp", "nsga2")

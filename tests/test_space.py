@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lorasweep import space
-from lorasweep.space import Composer, expand_ellipsis
+from lorasweep.composition import Composer
+from lorasweep.space import expand_ellipsis
 from lorasweep.trial import Trial
 from tests.conftest import ROOT
 

@@ -13,9 +13,9 @@ import pytest
 
 from lorasweep import record as records
 from lorasweep.client import prepare
+from lorasweep.composition import Composer
 from lorasweep.errors import RecordError
 from lorasweep.record import Record
-from lorasweep.space import Composer
 from lorasweep.tables import Tables
 from lorasweep.trial import Result, Trial
 

@@ -12,11 +12,11 @@ import psutil
 from omegaconf import DictConfig
 
 from lorasweep import costs, glance, plan, samplers, space, startup
+from lorasweep.composition import Composer, plain
 from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
 from lorasweep.errors import DONE, LorasweepError, RequestError
 from lorasweep.samplers import Listed, Objective, Sampler
-from lorasweep.space import Composer
 from lorasweep.trial import Trial, keyed
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def run_one(tree: DictConfig) -> int:
         LorasweepError: the request, the record or the disk cannot be used.
     """
     problems: list[str] = []
-    trial = space.finish(space.plain(tree), problems)
+    trial = space.finish(plain(tree), problems)
     problems += device_problems(trial)
     problems += preflight([trial]) if problems or trial["plan"] == "short" else []
     aims = samplers.objectives.parse(trial["sampler.objectives"], problems)

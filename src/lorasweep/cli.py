@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep import config, errors, signals, startup
-from lorasweep.space import Composer, describe
+from lorasweep.composition import Composer, describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
@@ -109,7 +109,7 @@ def refuse_words(arguments: Sequence[str]) -> int | None:
     multirun = any(a in _OURS for a in arguments)
     problems: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composer = space.Composer(GlobalHydra.instance().config_loader())
+        composer = Composer(GlobalHydra.instance().config_loader())
         _checked[:] = [composer]
         params = study_params(overrides, composer)
         read = space.read(overrides, params, composer, problems)

@@ -12,8 +12,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep import app, cli, config, record, table
+from lorasweep.composition import Composer, describe
 from lorasweep.errors import RecordError, RequestError
-from lorasweep.space import Composer, describe
 
 
 def sweep(*overrides: str) -> pd.DataFrame:

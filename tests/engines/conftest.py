@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lorasweep import space
+from lorasweep.composition import Composer
 from lorasweep.engines.base import Engine
-from lorasweep.space import Composer
 from lorasweep.trial import Result, Trial
 
 Make = Callable[..., list[Trial]]

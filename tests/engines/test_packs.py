@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from lorasweep import space
+from lorasweep.composition import Composer
 from lorasweep.engines.packed import noise, steps
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of, problems
 from lorasweep.engines.packed.engine import PackedEngine
 from lorasweep.engines.packed.layout import Pass
-from lorasweep.space import Composer
 from lorasweep.trial import Trial
 from tests.engines.conftest import Make, Watch, place, run
 

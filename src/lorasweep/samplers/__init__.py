@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lorasweep import space as spaces
+from lorasweep.composition import Composer
 from lorasweep.config import LISTED_SAMPLERS, SAMPLERS, positive
 from lorasweep.errors import RequestError
 from lorasweep.samplers import designs, objectives
@@ -17,7 +18,7 @@ from lorasweep.samplers.dimensions import Dimension, dimension
 from lorasweep.samplers.listed import Listed
 from lorasweep.samplers.objectives import Objective, pareto
 from lorasweep.samplers.pointwise import Chooser, Pointwise, active
-from lorasweep.space import Axis, Composer, Space
+from lorasweep.space import Axis, Space
 from lorasweep.trial import Trial
 
 __all__ = [
