@@ -82,6 +82,17 @@ def test_json_for_machines(composer: Composer) -> None:
     assert found["summary"]["device"] == "h100"
 
 
+def test_json_says_of_each_trial_what_it_is(composer: Composer) -> None:
+    words = ("method=base,lora", "lora.alpha=8,8.0,r", "seed=0,1", "train.learning_rate=1e-4,1")
+    made = planned(composer, "h100", *words)
+    rows = list(plan.json_rows(made))
+    assert rows == [json.dumps(json.loads(row)) for row in rows]
+    for row, p in zip(rows, made.trials, strict=True):
+        read = json.loads(row)
+        assert repr(read["config"]) == repr(p.trial.config)
+        assert (read["key"], read["trainable"]) == (p.trial.key, p.parameters.trainable)
+
+
 # ---------------------------------------------------------------- what would help
 
 

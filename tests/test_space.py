@@ -1,13 +1,16 @@
 """The sweep grammar: from what is typed to an ordered set of trials."""
 
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lorasweep import config as checks
 from lorasweep import space
 from lorasweep.composition import Composer
 from lorasweep.space import expand_ellipsis
-from lorasweep.trial import Trial
+from lorasweep.trial import LOOSE, Trial, key_of
 from tests.conftest import ROOT
 
 
@@ -122,6 +125,57 @@ def test_what_matters_changes_the_key(composer: Composer) -> None:
     ):  # fmt: skip
         keys.add(trials(composer, *override.split())[0].key)
     assert len(keys) == 13
+
+
+MIXED = (
+    "method=base,lora,qlora", "lora.r=4,8", "lora.alpha=8,8.0,r", "seed=0,1",
+    "train.learning_rate=1e-4,1",
+)  # fmt: skip
+
+
+def test_keys_of_many_are_those_of_each_alone(composer: Composer) -> None:
+    found = trials(composer, *MIXED)
+    assert [t.key for t in found] == [key_of(t.config) for t in found]
+    # of the base only seeds; else methods, ranks with alphas (r is 8 once), seeds and rates
+    assert len(found) == 2 + 2 * 5 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "kinds"),
+    [(MIXED, 1 + 2 * 2), (("seed=0,1", "task.subset_seed=${seed}", "lora.alpha=2,4"), 4)],
+)
+def test_trials_of_a_kind_differ_in_loose_settings_alone(
+    composer: Composer, typed: tuple[str, ...], kinds: int
+) -> None:
+    found = defaultdict(set)
+    for trial in trials(composer, *typed):
+        found[trial.kind].add(repr({k: v for k, v in trial.config.items() if k not in LOOSE}))
+    assert [len(looks) for looks in found.values()] == [1] * kinds
+
+
+@pytest.mark.parametrize("method", ["base", "lora", "qlora", "fft"])
+def test_every_check_of_a_loose_setting_is_made_for_each_trial(
+    composer: Composer, method: str
+) -> None:
+    class Read(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            names.append(name)
+            return super().__getitem__(name)
+
+    config, found = Read(trials(composer, f"method={method}")[0].config), []
+    for check in (checks.problems, checks.loose_problems):
+        names: list[str] = []
+        assert check(config) == []
+        found.append(Counter(n for n in names if n in LOOSE))
+    assert found[0] == found[1]
+
+
+def test_what_is_wrong_with_one_of_a_kind_is_said(composer: Composer) -> None:
+    assert problems(composer, "seed=0,-1", "lora.alpha=r,0", "train.learning_rate=1,0") == [
+        "train.learning_rate=0.0: must be above 0",
+        "lora.alpha=0: alpha must be above 0 (the update is scaled by alpha/r)",
+        "seed=-1: must be at least 0",
+    ]
 
 
 def test_the_alpha_study_shares_four_trials_with_the_rank_study(composer: Composer) -> None:

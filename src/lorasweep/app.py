@@ -17,7 +17,7 @@ from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
 from lorasweep.errors import DONE, LorasweepError, RequestError
 from lorasweep.samplers import Listed, Objective, Sampler
-from lorasweep.trial import Trial, keyed
+from lorasweep.trial import Form, Trial, key_form, keyed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,8 +89,16 @@ def with_content(trials: Sequence[Trial]) -> list[Trial]:
     }
     if not any(hashes.values()):
         return list(trials)
-    found = ((trial, hashes[_content(trial, "task")]) for trial in trials)
-    return list(keyed({**t.config, **({"task.sha256": h} if h else {})} for t, h in found))
+    kinds: dict[object, tuple[dict[str, str], Form]] = {}  # what is added, and of its keys
+    found = []
+    for trial in trials:
+        if trial.kind not in kinds:
+            digest = hashes[_content(trial, "task")]
+            more = {"task.sha256": digest} if digest else {}
+            kinds[trial.kind] = more, key_form({**trial.config, **more})
+        more, form = kinds[trial.kind]
+        found.append(keyed({**trial.config, **more}, trial.kind, form))
+    return found
 
 
 def _content(trial: Trial, group: str) -> tuple[str, ...]:
@@ -108,13 +116,10 @@ def device_problems(trial: Trial) -> list[str]:
 
 def _distinct(trials: Iterable[Trial], group: str) -> list[Trial]:
     """Return one trial for each different content of a group."""
+    kinds = {trial.kind: trial for trial in reversed(list(trials))}
     found: dict[tuple[str, ...], Trial] = {}
-    seen: set[tuple[int, ...]] = set()
-    for trial in trials:
-        values = tuple(map(id, trial.group(group).values()))  # most trials share theirs
-        if values not in seen:
-            seen.add(values)
-            found.setdefault(_content(trial, group), trial)
+    for trial in reversed(kinds.values()):
+        found.setdefault(_content(trial, group), trial)
     return list(found.values())
 
 

@@ -363,6 +363,13 @@ def problems(config: Config) -> list[str]:
     return found
 
 
+def loose_problems(config: Config) -> list[str]:
+    """What ``problems`` says of a trial where another of its kind (``trial.LOOSE``) is right."""
+    found = positive(config, ("train.learning_rate",))
+    found += positive(config, ("seed",), zero=True)
+    return found + (rank_problems(config) if config["method.trains"] == "adapter" else [])
+
+
 def executor_problems(config: Config) -> list[str]:
     """Say what is wrong with how trials are to be run."""
     found = positive(config, ("executor.workers", "executor.max_in_flight", "executor.timeout"))

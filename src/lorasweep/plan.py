@@ -12,7 +12,7 @@ from lorasweep.costs import memory, parameters, seconds
 from lorasweep.costs.devices import Device
 from lorasweep.costs.seconds import Calibration, Data
 from lorasweep.costs.setting import Setting, setting_of
-from lorasweep.trial import FINAL_STATES, Trial, Writer
+from lorasweep.trial import FINAL_STATES, Form, Trial, filled, form
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 State = Literal["new", "done", "failed", "shared"]
 LIST_UP_TO = 60  # trials are listed one by one up to so many, and grouped beyond
-# Settings that cost nothing, whatever they are, and that sweeps vary most.
-FREE = dict.fromkeys(("seed", "train.learning_rate", "lora.alpha"))
 MIN_LENGTH = 32  # tokens; a suggestion does not cut texts further
 
 
@@ -114,14 +112,12 @@ def plan(
         calibration: what recorded trials say about this device.
     """
     known = calibration or Calibration()
-    found: dict[tuple[int, ...], Planned] = {}
+    found: dict[object, Planned] = {}
     planned = []
     for trial in trials:
-        # By identity: trials of a sweep share the values that they have in common.
-        looks = tuple(map(id, {**trial.config, **FREE}.values()))
-        like = found.get(looks)
+        like = found.get(trial.kind)
         if like is None:
-            like = found[looks] = one(trial, device, data, known)
+            like = found[trial.kind] = one(trial, device, data, known)
         state = state_of(states.get(trial.key))
         costs = like.parameters, like.memory, like.seconds, like.fits, like.disk
         planned.append(Planned(trial, state, *costs))
@@ -264,29 +260,31 @@ def smaller_batches(trial: Trial) -> list[Change]:
 def to_json(plan: Plan) -> str:
     """Plan for machines. ``peak_gib`` is what ``torch.cuda.max_memory_allocated`` would show."""
     packs = [[trial.key for trial in pack] for pack in plan.packs]
-    rest = json.dumps({"packs": packs, "summary": plan.summary})
-    return '{"trials": [' + ", ".join(json_rows(plan)) + "], " + rest[1:]
+    rest = json.dumps({"packs": packs, "summary": plan.summary}).removeprefix("{")
+    return f'{{"trials": [{", ".join(json_rows(plan))}], {rest}'
 
 
 def json_rows(plan: Plan) -> Iterator[str]:
-    """Trials as JSON objects. What many of them share is encoded once."""
-    write = Writer(json.JSONEncoder().encode, ", ", ": ")
-    costs: dict[tuple[int, ...], str] = {}
+    """Trials as JSON objects. What trials of a kind share is encoded once."""
+    forms: dict[object, Form] = {}
     for p in plan.trials:
-        like = id(p.parameters), id(p.memory), id(p.seconds)
-        if like not in costs:
-            costs[like] = json.dumps(
-                {
-                    "trainable": p.parameters.trainable,
-                    "total": p.parameters.total,
-                    "peak_gib": p.memory.allocated / GIB,
-                    "seconds": p.seconds.total,
-                    "fits": p.fits,
-                }
-            )
-        config = write(tuple(p.trial.config), list(p.trial.config.values()))
-        head = f'"key": "{p.trial.key}", "state": "{p.state}", "config": {config}, '
-        yield "{" + head + costs[like][1:]
+        if p.trial.kind not in forms:
+            forms[p.trial.kind] = json_form(p)
+        rest = filled(forms[p.trial.kind], p.trial.config)
+        yield f'{{"key": "{p.trial.key}", "state": "{p.state}", {rest}'
+
+
+def json_form(p: Planned) -> Form:
+    """What follows key and state in the rows of all trials of this one's kind."""
+    costs = {
+        "trainable": p.parameters.trainable,
+        "total": p.parameters.total,
+        "peak_gib": p.memory.allocated / GIB,
+        "seconds": p.seconds.total,
+        "fits": p.fits,
+    }
+    first, *others = form(p.trial.config, p.trial.config, json.dumps, ", ", ": ")
+    return '"config": ' + first, *others, ", " + json.dumps(costs)[1:]
 
 
 def short(plan: Plan) -> str:

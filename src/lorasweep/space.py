@@ -8,7 +8,7 @@ advance together, all others are crossed in the order they were typed.
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, get_args, get_type_hints
@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep import config as checks
-from lorasweep.composition import Composer, describe, plain
+from lorasweep.composition import Composed, Composer, describe, plain
 from lorasweep.errors import RequestError, nearest
-from lorasweep.trial import Trial, keyed
+from lorasweep.trial import LOOSE, Form, Trial, key_form, keyed
 
 # Settings that people think of in factors: "1,2,...,8" means 1,2,4,8 for these, and
 # 1,2,3,4,5,6,7,8 for all others. Three values before the dots leave no doubt.
@@ -398,45 +398,63 @@ class Builder:
         self.fixed, self.composer = space.fixed, composer
         self.groups = frozenset(composer.groups())
         self._convert = _Converter()
+        self._last: tuple[dict[str, Any], Composed] | None = None
+        self._kinds: dict[tuple[Hashable, ...], object] = {}
 
-    def __call__(self, swept: Mapping[str, Any], problems: list[str]) -> dict[str, Any] | None:
-        """Return the flat configuration; None where it is refused, which ``problems`` explains."""
+    def __call__(
+        self, swept: Mapping[str, Any], problems: list[str]
+    ) -> tuple[dict[str, Any], object] | None:
+        """Return the flat configuration and the trial's kind (``Trial.kind``).
+
+        None where it is refused, which ``problems`` explains.
+        """
         options = {k: v for k, v in swept.items() if k in self.groups}
         values = {k: v for k, v in swept.items() if k not in self.groups}
         try:
-            composed = self.composer.choose(self.fixed, options)
+            composed = self._composed(options)
             if composed.referenced.isdisjoint(values):
                 typed = {k: self._convert(composed.tree, k, v) for k, v in values.items()}
-                return {**composed.flat, **typed}
+                return {**composed.flat, **typed}, self._kind(composed, typed)
             # an interpolation reads a swept value: resolve anew
             scratch = composed.tree.copy()
             for name, value in values.items():
                 OmegaConf.update(scratch, name, value, merge=False)
-            return plain(scratch)
+            return plain(scratch), object()
         except RequestError as error:
             problems += error.problems
         except OmegaConfBaseException as error:
             problems.append(describe(error))
         return None
 
+    def _composed(self, options: dict[str, Any]) -> Composed:
+        if self._last is None or self._last[0] != options:
+            self._last = options, self.composer.choose(self.fixed, options)
+        return self._last[1]
 
-def _configs(space: Space, composer: Composer, problems: list[str]) -> Iterator[dict[str, Any]]:
+    def _kind(self, composed: Composed, typed: Mapping[str, Any]) -> object:
+        # By identity, since 1, 1.0 and True are equal; composer and converter keep the objects.
+        looks = [(k, id(v)) for k, v in typed.items() if k not in LOOSE]
+        return self._kinds.setdefault((id(composed), *looks), object())
+
+
+def _configs(
+    space: Space, composer: Composer, problems: list[str]
+) -> Iterator[tuple[dict[str, Any], object]]:
     build = Builder(space, composer)
     names = [k for axis in space.axes for k in axis.keys]
     for points in itertools.product(*(axis.points for axis in space.axes)):
         values = itertools.chain.from_iterable(points)
-        flat = build(dict(zip(names, values, strict=True)), problems)
-        if flat is not None:
-            yield flat
+        found = build(dict(zip(names, values, strict=True)), problems)
+        if found is not None:
+            yield found
 
 
 def finish(flat: dict[str, Any], problems: list[str]) -> Trial:
     """Check one flat configuration and settle what depends on several keys (alpha)."""
-    return Trial(_settled(flat, problems))
+    return Trial(_settled(flat, checks.problems(flat), problems))
 
 
-def _settled(flat: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    found = checks.problems(flat)
+def _settled(flat: dict[str, Any], found: list[str], problems: list[str]) -> dict[str, Any]:
     problems += [text for text in found if text not in problems]
     if not found:
         flat["lora.alpha"] = checks.alpha_of(flat["lora.r"], flat["lora.alpha"])
@@ -449,7 +467,13 @@ def expand(space: Space, composer: Composer, problems: list[str]) -> list[Trial]
     Trials that cannot run are returned too, so that what they need can be checked as well;
     ``problems`` says that they are wrong.
     """
+    kinds: dict[object, tuple[bool, Form]] = {}  # whether it is right, and of its keys
     trials: dict[str, Trial] = {}
-    for trial in keyed(_settled(flat, problems) for flat in _configs(space, composer, problems)):
+    for flat, kind in _configs(space, composer, problems):
+        if kind not in kinds:
+            kinds[kind] = not checks.problems(flat), key_form(flat)
+        right, form = kinds[kind]
+        found = checks.loose_problems(flat) if right else checks.problems(flat)
+        trial = keyed(_settled(flat, found, problems), kind, form)
         trials.setdefault(trial.key, trial)
     return list(trials.values())

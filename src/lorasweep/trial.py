@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -36,6 +35,8 @@ _NOT_IN_KEY = (
     "model.precision",
 )
 _NOT_IN_KEY_GROUPS = ("engine", "sampler", "pruner", "executor", "tracking")
+# What sweeps vary most, and what changes neither the costs of a trial nor what else it needs.
+LOOSE = ("lora.alpha", "seed", "train.learning_rate")
 _ADAPTER_ONLY = ("lora.", "target.")
 _QUANT_ONLY = ("method.double_quant", "method.compute_dtype", "method.kbit_prepare")
 _UNTRAINED = ("train.precision", "train.max_length", "train.padding")
@@ -84,35 +85,37 @@ def _relevant_names(
     return tuple(sorted(filter(keep, names)))
 
 
-class Writer:
-    """Writes JSON objects one after another, fast where each shares its values with the last.
+# JSON of a kind of trials, in parts: the name of a loose setting stands for its value's text.
+Form = tuple[str, ...]
 
-    Values are told apart by identity, since 1, 1.0 and True are equal, and their texts are not.
-    """
 
-    def __init__(self, encode: Callable[[Any], str], comma: str, colon: str) -> None:
-        self._encode, self._comma, self._colon = encode, comma, colon
-        self._names: tuple[str, ...] = ()
-        self._heads: list[str] = []
-        self._values: list[Any] = []
-        self._pieces: list[str] = []
+def form(
+    config: Config, names: Iterable[str], encode: Callable[[Any], str], comma: str, colon: str
+) -> Form:
+    """Return the form of these settings as a JSON object."""
+    parts, lead = [""], "{"
+    for name in names:
+        parts[-1] += lead + encode(name) + colon
+        if name in LOOSE:
+            parts += [name, ""]
+        else:
+            parts[-1] += encode(config[name])
+        lead = comma
+    parts[-1] += "}"
+    return tuple(parts)
 
-    def __call__(self, names: tuple[str, ...], values: list[Any]) -> str:
-        """Return the object of these names and values."""
-        if names != self._names:
-            heads = [f"{self._comma}{self._encode(name)}{self._colon}" for name in names]
-            heads[0] = heads[0].removeprefix(self._comma)
-            self._names, self._heads = names, heads
-            self._values, self._pieces = [object()] * len(names), [""] * len(names)
-        same, at = list(map(operator.is_, values, self._values)), -1
-        for _ in range(same.count(False)):
-            at = same.index(False, at + 1)
-            self._pieces[at] = self._heads[at] + self._encode(values[at])
-        self._values = values
-        return "{" + "".join(self._pieces) + "}"
+
+def filled(form: Form, config: Config) -> str:
+    """Put the loose settings of a trial into the form of its kind."""
+    return "".join([_text(config[part]) if part in LOOSE else part for part in form])
+
+
+def _text(value: Any) -> str:
+    return _text_of_number(value) if isinstance(value, int | float) else _encode(value)
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+_text_of_number = lru_cache(maxsize=4096, typed=True)(_encode)  # 1, 1.0 and True are equal
 
 
 def key_of(config: Config) -> str:
@@ -120,18 +123,20 @@ def key_of(config: Config) -> str:
     return _hash(_encode(relevant(config)))
 
 
+def key_form(config: Config) -> Form:
+    """Return the form of what is hashed, the same for all trials of a kind."""
+    return form(config, _relevant(config), _encode, ",", ":")
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def keyed(configs: Iterable[Config]) -> Iterator["Trial"]:
-    """Trials of these configurations, each with its key, which comes faster for many at once."""
-    write = Writer(_encode, ",", ":")
-    for config in configs:
-        trial, names = Trial(config), _relevant(config)
-        # where the property keeps it
-        vars(trial)["key"] = _hash(write(names, [config[name] for name in names]))
-        yield trial
+def keyed(config: Config, kind: object, form: Form) -> "Trial":
+    """Trial of a kind with its key, which comes faster from the kind's form."""
+    trial = Trial(config, kind)
+    vars(trial)["key"] = _hash(filled(form, config))  # where the property keeps it
+    return trial
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,8 @@ class Trial:
     """One configuration, flat (``{"lora.r": 8, …}``) and fully resolved (alpha is a number)."""
 
     config: Config
+    # the same object in trials of a sweep that differ in ``LOOSE`` settings at most
+    kind: object = field(default_factory=object, compare=False, repr=False)
 
     @cached_property
     def key(self) -> str:

@@ -189,10 +189,10 @@ class Pointwise:
 
     def _flat(self, values: Mapping[str, Any]) -> dict[str, Any]:
         problems: list[str] = []
-        flat = self.build(values, problems)
-        if flat is None:
+        found = self.build(values, problems)
+        if found is None:
             raise RequestError(problems)
-        return flat
+        return found[0]
 
     def _suggestion(self, number: int) -> Suggestion:
         point, at = divmod(number, self.replicas)
