@@ -259,15 +259,15 @@ def test_there_are_studies() -> None:
 def test_every_study_composes_and_opens_with_its_command(composer: Composer, file: Path) -> None:
     text = file.read_text()
     assert f"# python sweep.py study={file.stem}" in text
-    params = composer([f"study={file.stem}"]).tree.hydra.sweeper.params
+    params = composer([f"study={file.stem}"]).hydra.sweeper.params
     assert trials(composer, f"study={file.stem}", **params)
 
 
 def test_the_papers_two_studies_are_52_trials(composer: Composer) -> None:
     found: set[str] = set()
     for study in ("patil2025_rank", "patil2025_alpha"):
-        params = composer([f"study={study}"]).tree.hydra.sweeper.params
+        params = composer([f"study={study}"]).hydra.sweeper.params
         found |= {t.key for t in trials(composer, f"study={study}", **params)}
     assert len(found) == 52
-    params = composer(["study=patil2025"]).tree.hydra.sweeper.params
+    params = composer(["study=patil2025"]).hydra.sweeper.params
     assert {t.key for t in trials(composer, "study=patil2025", **params)} == found

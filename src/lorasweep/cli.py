@@ -9,11 +9,10 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep import config, errors, signals, startup
-from lorasweep.composition import Composer, describe
+from lorasweep import config, errors, signals, space, startup
+from lorasweep.composition import Composed, Composer, describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
@@ -75,11 +74,13 @@ def explain(error: errors.LorasweepError) -> int:
 
 def study_params(overrides: Sequence[str], composer: Composer) -> dict[str, Any]:
     """Return what the study named on the command line sweeps; nothing for an unknown one."""
-    try:
-        study = composer([o for o in overrides if o.startswith(_STUDY)])
-    except errors.RequestError:
-        return {}
-    return dict(study.tree.hydra.sweeper.params)
+    # All that is fixed will be composed anyway; where it is refused, the study alone says it too.
+    for words in (space.fixed(overrides), [o for o in overrides if o.startswith(_STUDY)]):
+        try:
+            return dict(composer(words).hydra.sweeper.params)
+        except errors.RequestError:
+            continue
+    return {}
 
 
 def composer_for(loader: ConfigLoader, hydra_overrides: Sequence[str]) -> Composer:
@@ -103,7 +104,7 @@ def refuse_words(arguments: Sequence[str]) -> int | None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from lorasweep import app, space
+    from lorasweep import app
 
     overrides = [a for a in arguments if not a.startswith("-")]
     multirun = any(a in _OURS for a in arguments)
@@ -116,7 +117,7 @@ def refuse_words(arguments: Sequence[str]) -> int | None:
         if read.axes and not multirun and not any(f.startswith(_STUDY) for f in read.fixed):
             keys = ", ".join(k for axis in read.axes for k in axis.keys)
             problems.append(f"{keys}: a list of values needs -m (python sweep.py -m …)")
-        if not problems and _plans_only(composer(read.fixed).tree, overrides, multirun):
+        if not problems and _plans_only(composer(read.fixed), overrides, multirun):
             return app.run(overrides, params, composer)
         if not problems:
             return None
@@ -127,13 +128,13 @@ def refuse_words(arguments: Sequence[str]) -> int | None:
     raise errors.RequestError(problems)
 
 
-def _plans_only(tree: DictConfig, overrides: Sequence[str], multirun: bool) -> bool:
+def _plans_only(found: Composed, overrides: Sequence[str], multirun: bool) -> bool:
     """Whether Hydra, with nothing changed about it, would only have our sweeper show a plan."""
-    mode = tree.hydra.mode or (RunMode.MULTIRUN if multirun else RunMode.RUN)
+    mode = found.hydra.mode or (RunMode.MULTIRUN if multirun else RunMode.RUN)
     return (
-        tree.plan in ("table", "json")
+        found.flat["plan"] in ("table", "json")
         and mode == RunMode.MULTIRUN
-        and tree.hydra.sweeper._target_ == "hydra_plugins.lorasweep_sweeper.LorasweepSweeper"
-        and not tree.hydra.callbacks
+        and found.hydra.sweeper._target_ == "hydra_plugins.lorasweep_sweeper.LorasweepSweeper"
+        and not found.hydra.callbacks
         and not any(o.lstrip("+~").startswith("hydra") for o in overrides)
     )

@@ -6,10 +6,10 @@ with a trial, so that a user mends a command once, not once per mistake.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
@@ -235,6 +235,18 @@ class Root:
     pruner: Pruner = MISSING
     executor: Executor = MISSING
     tracking: Tracking = MISSING
+
+
+@cache
+def declared(kind: type = Root, prefix: str = "") -> frozenset[str]:
+    """Names of the settings that there are whatever is chosen, without those in dictionaries."""
+    found = frozenset[str]()
+    for name, part in get_type_hints(kind).items():
+        if isinstance(part, type) and is_dataclass(part):
+            found |= declared(part, f"{prefix}{name}.")
+        elif get_origin(part) is not dict:
+            found |= {prefix + name}
+    return found
 
 
 def register() -> None:

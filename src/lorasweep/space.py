@@ -8,7 +8,7 @@ advance together, all others are crossed in the order they were typed.
 import itertools
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, get_args, get_type_hints
@@ -246,7 +246,6 @@ def words(overrides: Iterable[Override], composer: Composer) -> dict[str, str]:
     """Check group, option and key names. Returns what is wrong, by the override's text."""
     wrong: dict[str, str] = {}
     groups = composer.groups()
-    known = list(composer(()).flat)
     for override in overrides:
         name = override.key_or_group
         if override.is_hydra_override() or override.package is not None or override.is_delete():
@@ -259,11 +258,13 @@ def words(overrides: Iterable[Override], composer: Composer) -> dict[str, str]:
                         f"{name}={value}: no such {name}{nearest(str(value), options)} "
                         f"(there are: {', '.join(options)})"
                     )
-        elif name not in known and not name.startswith("model.shape."):
-            wrong[override.input_line] = (
-                f"{override.input_line}: no setting is called '{name}'"
-                f"{nearest(name, [*known, *groups])}"
-            )
+        elif name not in checks.declared() and not name.startswith("model.shape."):
+            known = list(composer(()).flat)
+            if name not in known:
+                wrong[override.input_line] = (
+                    f"{override.input_line}: no setting is called '{name}'"
+                    f"{nearest(name, [*known, *groups])}"
+                )
     return wrong
 
 
@@ -318,6 +319,15 @@ def _axes(
     return axes
 
 
+def fixed(arguments: Sequence[str]) -> list[str]:
+    """Return those of the typed overrides that have one value, and are not Hydra's own."""
+    return [str(o.input_line) for o in parse(arguments, []) if _is_fixed(o)]
+
+
+def _is_fixed(override: Override) -> bool:
+    return not override.is_sweep_override() and not override.is_hydra_override()
+
+
 def read(
     arguments: Sequence[str], params: Mapping[str, Any], composer: Composer, problems: list[str]
 ) -> Space:
@@ -329,9 +339,8 @@ def read(
     wrong = words(overrides, composer)
     problems += wrong.values()
     overrides = [o for o in overrides if o.input_line not in wrong]
-    fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_hydra_override()]
-    fixed = _without_refused(fixed, composer, problems)
-    flat = composer(fixed_lines := tuple(str(o.input_line) for o in fixed)).flat
+    kept = _without_refused([o for o in overrides if _is_fixed(o)], composer, problems)
+    flat = composer(fixed_lines := tuple(str(o.input_line) for o in kept)).flat
     lists: dict[str, list[Any]] = {}
     intervals: dict[str, Interval] = {}
     for override in overrides:
@@ -398,6 +407,7 @@ class Builder:
         self.fixed, self.composer = space.fixed, composer
         self.groups = frozenset(composer.groups())
         self._convert = _Converter()
+        composer.foresee(self.fixed, _options(space.axes, self.groups))
         self._last: tuple[dict[str, Any], Composed] | None = None
         self._kinds: dict[tuple[Hashable, ...], object] = {}
 
@@ -435,6 +445,16 @@ class Builder:
         # By identity, since 1, 1.0 and True are equal; composer and converter keep the objects.
         looks = [(k, id(v)) for k, v in typed.items() if k not in LOOSE]
         return self._kinds.setdefault((id(composed), *looks), object())
+
+
+def _options(axes: Iterable[Axis], groups: Container[str]) -> dict[str, list[Any]]:
+    """Return what the swept groups will be set to."""
+    places = [(axis, at, key) for axis in axes for at, key in enumerate(axis.keys)]
+    return {
+        key: list(dict.fromkeys(point[at] for point in axis.points))
+        for axis, at, key in places
+        if key in groups
+    }
 
 
 def _configs(
