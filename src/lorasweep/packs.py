@@ -62,12 +62,13 @@ def footprint(peaks: Sequence[memory.Memory]) -> float:
     of trials; what one trial frees while another peaks is not counted on.
     """
     first, *others = peaks
-    more = sum(peak.allocated - peak.parts["weights"] for peak in others)
-    return first.footprint + more * memory.POOL
+    return first.footprint + sum(map(_added, others))
 
 
 def form(trials: Iterable[Trial], peak: Peaks, room: float) -> list[list[Trial]]:
-    """Cut trials into packs, in order: each joins the last pack of its base while that has room.
+    """Cut trials into packs: each joins the last pack of its base while that has room.
+
+    Trials of one seed come together, as when they run: they read the same texts at the same time.
 
     Args:
         trials: what is to run.
@@ -75,22 +76,33 @@ def form(trials: Iterable[Trial], peak: Peaks, room: float) -> list[list[Trial]]
         room: bytes of the device.
     """
     packs: list[list[Trial]] = []
-    last: dict[Hashable, list[Trial]] = {}
-    for trial in trials:
-        base = base_of(trial)
-        pack = None if base is None else last.get(base)
-        if pack is not None and fits(pack, trial, peak, room):
+    last: dict[Hashable, tuple[list[Trial], float]] = {}
+    bases: dict[int, Hashable | None] = {}
+    for trial in sorted(trials, key=lambda trial: int(trial["seed"])):
+        if (kind := id(trial.kind)) not in bases:
+            bases[kind] = base_of(trial)
+        base, own = bases[kind], peak(trial)
+        pack, held = last.get(base, ([], 0.0))
+        more = held + _added(own)
+        if base is not None and pack and len(pack) < most(trial) and more <= room:
             pack.append(trial)
-            continue
-        packs.append([trial])
-        if base is not None:
-            last[base] = packs[-1]
+        else:
+            pack, more = [trial], own.footprint
+            packs.append(pack)
+        last[base] = pack, more
     return packs
+
+
+def _added(peak: memory.Memory) -> float:
+    """Bytes that a trial adds to a pack."""
+    return (peak.allocated - peak.parts["weights"]) * memory.POOL
 
 
 def fits(pack: Sequence[Trial], trial: Trial, peak: Peaks, room: float) -> bool:
     """Whether a trial may join a pack: on the same base, and there is room."""
+    if len(pack) >= most(trial):
+        return False
     base = base_of(trial)
-    if base is None or base != base_of(pack[0]) or len(pack) >= most(trial):
+    if base is None or base != base_of(pack[0]):
         return False
     return footprint([*map(peak, pack), peak(trial)]) <= room

@@ -300,7 +300,21 @@ def short(plan: Plan) -> str:
         f"{duration(3600 * summary['gpu_hours'])} by {source}, "
         f"{summary['disk_gib']:.1f} GiB on disk."
     )
-    return " ".join([text, *unfit_sentences(plan)])
+    return " ".join([text, *pack_sentences(plan), *unfit_sentences(plan)])
+
+
+def pack_sentences(plan: Plan) -> list[str]:
+    """Say what trains together, and why what could not does not."""
+    together = [pack for pack in plan.packs if len(pack) > 1]
+    if not together:
+        return []
+    count = sum(map(len, together))
+    lead = f"{count} of them train together in {len(together)} packs"
+    if len(together) == 1:
+        lead = f"{count} of them train together in one pack"
+    found = [f"{lead}, in less time than that."]
+    reasons = Counter(filter(None, (packs.why_alone(p.trial) for p in plan.trials)))
+    return [*found, *(f"{n} alone: {reason}." for reason, n in reasons.items())]
 
 
 def unfit_sentences(plan: Plan) -> list[str]:
