@@ -305,7 +305,9 @@ def short(plan: Plan) -> str:
 
 def pack_sentences(plan: Plan) -> list[str]:
     """Say what trains together, and why what could not does not."""
-    together = [pack for pack in plan.packs if len(pack) > 1]
+    todo = [p.trial for p in plan.trials if p.runs]
+    formed = packs.form(todo, plan.peak, plan.device.memory)
+    together = [pack for pack in formed if len(pack) > 1]
     if not together:
         return []
     count = sum(map(len, together))
@@ -313,7 +315,7 @@ def pack_sentences(plan: Plan) -> list[str]:
     if len(together) == 1:
         lead = f"{count} of them train together in one pack"
     found = [f"{lead}, in less time than that."]
-    reasons = Counter(filter(None, (packs.why_alone(p.trial) for p in plan.trials)))
+    reasons = Counter(filter(None, map(packs.why_alone, todo)))
     return [*found, *(f"{n} alone: {reason}." for reason, n in reasons.items())]
 
 
