@@ -186,6 +186,23 @@ def test_the_alpha_study_shares_four_trials_with_the_rank_study(composer: Compos
     assert len({t.key for t in ranks} & {t.key for t in alphas}) == 4
 
 
+def test_a_swept_interpolation_is_read_anew_for_each_model(composer: Composer) -> None:
+    words = ("model=minilm,smollm2_135m", "train.learning_rate=${model.learning_rate},0.5")
+    rates = [(t["model.name"], t["train.learning_rate"]) for t in trials(composer, *words)]
+    assert rates == [
+        ("minilm", 1e-3),
+        ("minilm", 0.5),
+        ("smollm2_135m", 5e-4),
+        ("smollm2_135m", 0.5),
+    ]
+
+
+@pytest.mark.parametrize("word", ["~seed", "~lora.dropout", "~sampler", "~model"])
+def test_nothing_can_be_left_out(composer: Composer, word: str) -> None:
+    said = f"{word}: no setting can be left out; give it another value"
+    assert problems(composer, word) == [said]
+
+
 def test_an_interpolation_follows_a_swept_value(composer: Composer) -> None:
     found = trials(composer, "method=qlora", "train.precision=fp32,bf16")
     assert [t["method.compute_dtype"] for t in found] == ["fp32", "bf16"]

@@ -248,9 +248,14 @@ def words(overrides: Iterable[Override], composer: Composer) -> dict[str, str]:
     groups = composer.groups()
     for override in overrides:
         name = override.key_or_group
-        if override.is_hydra_override() or override.package is not None or override.is_delete():
+        if override.is_hydra_override() or override.package is not None:
             continue
-        if name in groups:
+        if override.is_delete():
+            if name != "study":  # the only one that may be none
+                wrong[override.input_line] = (
+                    f"{override.input_line}: no setting can be left out; give it another value"
+                )
+        elif name in groups:
             options = composer.options(name)
             for value in _listed(override):
                 if value != ELLIPSIS and value is not None and str(value) not in options:
@@ -422,10 +427,10 @@ class Builder:
         values = {k: v for k, v in swept.items() if k not in self.groups}
         try:
             composed = self._composed(options)
-            if composed.referenced.isdisjoint(values):
+            if composed.referenced.isdisjoint(values) and not any(map(_refers, values.values())):
                 typed = {k: self._convert(composed.tree, k, v) for k, v in values.items()}
                 return {**composed.flat, **typed}, self._kind(composed, typed)
-            # an interpolation reads a swept value: resolve anew
+            # an interpolation reads a swept value, or is one: resolve anew
             scratch = composed.tree.copy()
             for name, value in values.items():
                 OmegaConf.update(scratch, name, value, merge=False)
@@ -445,6 +450,11 @@ class Builder:
         # By identity, since 1, 1.0 and True are equal; composer and converter keep the objects.
         looks = [(k, id(v)) for k, v in typed.items() if k not in LOOSE]
         return self._kinds.setdefault((id(composed), *looks), object())
+
+
+def _refers(value: Any) -> bool:
+    """Whether a swept value is an interpolation, which reads other settings."""
+    return isinstance(value, str | list | dict) and "${" in str(value)
 
 
 def _options(axes: Iterable[Axis], groups: Container[str]) -> dict[str, list[Any]]:

@@ -99,8 +99,8 @@ class Template:
         load.redraw(head, trial["seed"], self.config)
         return _with_updates(head, trial) if trial["target.head"] == "full_lora" else head
 
-    def draw_pairs(self, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Draw A and B of every layer from the global generator.
+    def draw(self, rank: int) -> dict[str, torch.Tensor]:
+        """Draw A of every layer from the global generator; B begins at zero.
 
         PEFT makes two linear layers, which draw weights of their own, and then draws A again;
         it holds A in the format of the base's weights before it comes to float32.
@@ -110,7 +110,7 @@ class Template:
             a, b = torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank)
             for weight in (a, b, a):
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-            found[name] = a.to(self.dtype).float(), b.zero_()
+            found[name] = a.to(self.dtype)
         return found
 
     def save(self, adapter: "Adapter", folder: Path) -> int:
@@ -139,18 +139,16 @@ class Adapter:
         self.fixed: tuple[Noise, int] | None = None  # in steps of fixed shape: and its lane there
         torch.manual_seed(trial["seed"])
         self.head = template.draw_head(trial)
-        pairs, head = template.draw_pairs(self.rank), dict(self.head.named_parameters())
+        self.drawn: dict[str, torch.Tensor] | None = template.draw(self.rank)
+        sizes = {name: layer.out_features for name, layer in template.layers.items()}
         self.own = shape_of(
-            {slot: (tuple(a.shape), tuple(b.shape)) for slot, (a, b) in pairs.items()},
-            {name: tuple(p.shape) for name, p in head.items()},
+            {name: (tuple(a.shape), (sizes[name], self.rank)) for name, a in self.drawn.items()},
+            {name: tuple(p.shape) for name, p in self.head.named_parameters()},
             self.rank,
         )
         self.trainable = self.own.size
         of_head = self.own.size - self.own.low_rank
         self.total = template.frozen + of_head + self.trainable  # PEFT keeps the first head, too
-        drawn = [p.reshape(-1) for pair in pairs.values() for p in pair]
-        drawn += [head[name].detach().reshape(-1) for name, _ in self.own.head]
-        self.drawn: torch.Tensor | None = torch.cat(drawn)
         self.bank: Bank
         self.row: int
 
@@ -184,7 +182,11 @@ class Adapter:
         """Take a row of a new bank, with the weights as drawn."""
         assert self.drawn is not None
         bank.claim(row, self.own)
-        bank.write(bank.weights, row, self.drawn)
+        of_row, head = bank.weights[row], dict(self.head.named_parameters())
+        for slot, a, _ in bank.layouts[row].pairs:
+            a.of(of_row).copy_(self.drawn[slot])
+        for name, entry in bank.layouts[row].head:
+            entry.of(of_row).copy_(head[name].detach())
         self.drawn = None
         self._take(bank, row)
 
