@@ -455,6 +455,21 @@ def test_a_recorded_trial_mends_the_prediction(composer: Composer) -> None:
     assert not other.calibrated
 
 
+def test_in_a_pack_a_trial_has_its_share(composer: Composer) -> None:
+    h100 = devices.find("h100")
+    trial = trial_of(composer, *PAPER, "target=attention", "train.max_steps=1000")
+    alone = seconds.estimate(trial, YELP, h100, Calibration())
+    share = seconds.estimate(trial, YELP, h100, Calibration(), together=8)
+    assert share.train < alone.train
+    shared = {"time/train_s": "", "time/pack_share_s": 50.0, "lorasweep.pack": "another"}
+    speed = {"speed/pack_samples_per_s": 160.0, "speed/pack_tokens_per_s": 160.0 * 128}
+    known = calibrate([recorded(trial, 0.1, **shared, **speed)], h100)
+    assert seconds.estimate(trial, YELP, h100, known) == alone
+    mended = seconds.estimate(trial, YELP, h100, known, together=8)
+    assert mended.calibrated
+    assert mended.train + mended.evaluate == pytest.approx(50.0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -98,6 +98,12 @@ def _added(peak: memory.Memory) -> float:
     return (peak.allocated - peak.parts["weights"]) * memory.POOL
 
 
+def like(trial: Trial, peak: memory.Memory, count: int, room: float) -> int:
+    """Return how many of so many trials like this one a pack would hold; 1: it runs alone."""
+    others = int((room - peak.footprint) / max(1.0, _added(peak)))
+    return max(1, min(count, most(trial), 1 + others)) if count > 1 else 1
+
+
 def fits(pack: Sequence[Trial], trial: Trial, peak: Peaks, room: float) -> bool:
     """Whether a trial may join a pack: on the same base, and there is room."""
     if len(pack) >= most(trial):

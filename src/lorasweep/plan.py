@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 State = Literal["new", "done", "failed", "shared"]
+_OVER = ("shared", *FINAL_STATES)  # not run again
 LIST_UP_TO = 60  # trials are listed one by one up to so many, and grouped beyond
 MIN_LENGTH = 32  # tokens; a suggestion does not cut texts further
 
@@ -31,7 +32,7 @@ class Planned:
     state: State
     parameters: parameters.Parameters
     memory: memory.Memory
-    seconds: seconds.Seconds
+    seconds: seconds.Seconds  # of a device: its share where it trains in a pack
     fits: bool
     disk: int  # bytes that its adapter and predictions will take
 
@@ -114,10 +115,16 @@ def plan(
     known = calibration or Calibration()
     found: dict[object, Planned] = {}
     planned = []
+    bases = {kind: packs.base_of(trial) for kind, trial in {t.kind: t for t in trials}.items()}
+    of_base: Counter[Hashable] = Counter()
+    for kind, count in Counter(t.kind for t in trials if states.get(t.key) not in _OVER).items():
+        of_base[bases[kind]] += count
     for trial in trials:
         like = found.get(trial.kind)
         if like is None:
-            like = found[trial.kind] = one(trial, device, data, known)
+            base = bases[trial.kind]
+            mates = 1 if base is None else max(1, of_base[base])
+            like = found[trial.kind] = one(trial, device, data, known, mates)
         state = state_of(states.get(trial.key))
         costs = like.parameters, like.memory, like.seconds, like.fits, like.disk
         planned.append(Planned(trial, state, *costs))
@@ -144,17 +151,19 @@ def one(
     device: Device,
     data: Callable[[Trial], Data],
     calibration: Calibration,
+    mates: int = 1,
 ) -> Planned:
-    """Cost of one new trial."""
+    """Cost of one new trial, of so many on its base, itself included."""
     described = data(trial)
     peak = memory.estimate(trial, described.n_labels)
+    together = packs.like(trial, peak, mates, device.memory)
     counted = parameters.count(trial, described.n_labels)
     return Planned(
         trial=trial,
         state="new",
         parameters=counted,
         memory=peak,
-        seconds=seconds.estimate(trial, described, device, calibration),
+        seconds=seconds.estimate(trial, described, device, calibration, together),
         fits=peak.footprint <= device.memory,
         disk=size_on_disk(trial, counted, described),
     )
@@ -166,7 +175,7 @@ def state_of(recorded: str | None) -> State:
         return "new"
     if recorded == "shared":
         return "shared"
-    return "done" if recorded in FINAL_STATES else "failed"
+    return "done" if recorded in _OVER else "failed"
 
 
 def size_on_disk(trial: Trial, counted: parameters.Parameters, data: Data) -> int:
@@ -314,7 +323,7 @@ def pack_sentences(plan: Plan) -> list[str]:
     lead = f"{count} of them train together in {len(together)} packs"
     if len(together) == 1:
         lead = f"{count} of them train together in one pack"
-    found = [f"{lead}, in less time than that."]
+    found = [f"{lead}."]
     reasons = Counter(filter(None, map(packs.why_alone, todo)))
     return [*found, *(f"{n} alone: {reason}." for reason, n in reasons.items())]
 

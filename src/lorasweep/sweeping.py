@@ -160,8 +160,11 @@ def _reports(record: Record, row: Mapping[str, Any]) -> list[pruning.Report]:
 
 
 def _predictor(found: plan.Plan) -> Any:
-    """Seconds of a trial by the plan; of one that was not planned, those of the longest."""
-    seconds = {p.trial.key: p.seconds.total for p in found.trials}
+    """Seconds until a trial ends, by the plan; of one not planned, those of the longest."""
+    share = {p.trial.key: p.seconds.total for p in found.trials}
+    # trials of a pack end together, when all of their shares are over
+    packs_of = ([trial.key for trial in pack] for pack in found.packs)
+    seconds = {key: sum(map(share.__getitem__, pack)) for pack in packs_of for key in pack}
     longest = max(seconds.values(), default=0.0)
     return lambda trial: seconds.get(trial.key, longest)
 

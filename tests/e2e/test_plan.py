@@ -9,6 +9,19 @@ from tests.e2e.conftest import rows_of
 STUDY = ["model=llama3_8b", "task=yelp5", "train=patil2025", "device=a100_40gb"]
 
 
+def test_what_trains_together_is_told(sweep: Sweep, tmp_path: Path) -> None:
+    def told(*words: str) -> str:
+        done = sweep(
+            "-m", "plan=table", "lora.r=8,16", "method=lora,base", "device=h100",
+            f"output_dir={tmp_path}", *words,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return " ".join(done.stdout.split())
+
+    assert "2 of them train together in one pack. 1 alone: method=base trains no adapter." in told()
+    assert "together" not in told("engine=trainer")
+
+
 def packs(sweep: Sweep, *words: str) -> list[int]:
     done = sweep("-m", "plan=json", "lora.r=8,16", *words)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 A step takes the longer of what the host needs to launch it (eager PyTorch and PEFT run
 hundreds of small operations a block) and what the device needs to compute it: operations over
 its rate plus bytes over its bandwidth. See Williams et al. 2009, doi:10.1145/1498765.1498785.
+In a pack the launches are shared by all, and a trial's share is what the device needs for it.
 """
 
 import json
@@ -35,6 +36,7 @@ HALF_RATE, SINGLE_RATE, BANDWIDTH = 0.75, 0.76, 0.8
 TRAFFIC, CAST_TRAFFIC, ADAPTER_TRAFFIC, FORWARD = 12.5, 89.0, 62.0, 0.42
 UPDATE_TRAFFIC, FUSED_UPDATE_TRAFFIC = 66.0, 40.0
 START, READ = 5.0, 1.5e9  # seconds to build a trial; bytes of a checkpoint read a second
+RECORDING = 40.0  # seconds until a pack's steps are compiled and recorded
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Data:
     tokens: float | None = None
 
 
-Bound = Literal["host", "device"]
+Bound = Literal["host", "device", "pack"]  # the last: of the device, in a pack
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ class Calibration:
         """Whether a trial of this kind was measured."""
         return (kind, "host") in self.factors or (kind, "device") in self.factors
 
+    def share(self, kind: Kind, bounds: Bounds) -> float:
+        """Seconds of a pack that a batch of one of its trials takes."""
+        return bounds.device * self.factors.get((kind, "pack"), 1.0)
+
     def seconds(self, kind: Kind, bounds: Bounds) -> float:
         """Seconds of a batch, each bound mended by what was measured of it."""
         host = bounds.host * self.factors.get((kind, "host"), 1.0)
@@ -112,7 +118,7 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
 
 
 def calibrate(rows: Iterable[Mapping[str, Any]], device: Device) -> Calibration:
-    """Learn from recorded trials that ran alone on this device.
+    """Learn from recorded trials, alone and in packs, on this device.
 
     Args:
         rows: trials as ``record.read`` gives them: params as text, metrics, tags.
@@ -120,14 +126,24 @@ def calibrate(rows: Iterable[Mapping[str, Any]], device: Device) -> Calibration:
     """
     ratios: defaultdict[tuple[Kind, Bound], list[float]] = defaultdict(list)
     for row in rows:
-        if not tells_seconds(row, device):
+        packed = tells_share(row, device)
+        if not packed and not tells_seconds(row, device):
             continue
         try:
             bounds, seconds = of_recorded(row, device)
         except KeyError:  # recorded by a version that knew other settings
             continue
-        ratios[kind_of(row), bounds.by].append(seconds / max(bounds.host, bounds.device))
+        by, least = bounds.by, max(bounds.host, bounds.device)
+        if packed:
+            by, least = "pack", bounds.device
+        ratios[kind_of(row), by].append(seconds / least)
     return Calibration({key: median(found) for key, found in ratios.items()})
+
+
+def tells_share(row: Mapping[str, Any], device: Device) -> bool:
+    """Whether a recorded trial trained in a pack, to its end, on this device."""
+    ran = row.get("lorasweep.state") == "done" and row.get("time/pack_share_s")
+    return bool(ran) and same(device, str(row.get("lorasweep.device")))
 
 
 def tells_seconds(row: Mapping[str, Any], device: Device) -> bool:
@@ -138,12 +154,19 @@ def tells_seconds(row: Mapping[str, Any], device: Device) -> bool:
 
 
 def of_recorded(row: Mapping[str, Any], device: Device) -> tuple[Bounds, float]:
-    """Bounds of a recorded trial's batch, and the seconds that it took."""
+    """Bounds of a recorded trial's batch, and the seconds that it took.
+
+    In a pack they are its share of all, evaluation too, and no token is padding.
+    """
     trial = Trial({name: typed(value) for name, value in row.items()})
     s = setting_of(trial, n_labels=2)  # the few outputs of a head take no time
-    texts = float(row["speed/tokens_per_s"]) / float(row["speed/samples_per_s"])
-    bounds = training_batch(s, device, padded_tokens(trial, Data(2, 0, 0, texts)))
-    return bounds, float(row["time/train_s"]) / (float(row["train/steps"]) * s.accumulation)
+    alone = row.get("time/train_s")
+    own = "" if alone else "pack_"
+    texts = float(row[f"speed/{own}tokens_per_s"]) / float(row[f"speed/{own}samples_per_s"])
+    padded = padded_tokens(trial, Data(2, 0, 0, texts)) if alone else texts
+    took = float(alone or row["time/pack_share_s"])
+    batches = float(row["train/steps"]) * s.accumulation
+    return training_batch(s, device, padded), took / batches
 
 
 def typed(value: Any) -> Any:
@@ -158,12 +181,32 @@ def typed(value: Any) -> Any:
         return value
 
 
-def estimate(trial: Trial, data: Data, device: Device, calibration: Calibration) -> Seconds:
-    """Seconds of a trial on a device: loading, training, evaluating."""
+def estimate(
+    trial: Trial, data: Data, device: Device, calibration: Calibration, together: int = 1
+) -> Seconds:
+    """Seconds of a trial on a device: loading, training, evaluating.
+
+    Args:
+        trial: the trial.
+        data: of its task.
+        device: where it runs.
+        calibration: what recorded trials say of that device.
+        together: trials of its pack; of more than one, its share of the pack's seconds is told.
+    """
     s = setting_of(trial, data.n_labels)
     kind, tokens = kind_of(trial.config), padded_tokens(trial, data)
     trained = steps(trial, data.train_items) * s.accumulation if s.trains else 0
     evaluated = math.ceil(data.eval_items / s.eval_batch)
+    if together > 1:
+        tokens = min(tokens, data.tokens or tokens)
+        known = (kind, "pack") in calibration.factors  # and then evaluation is in it
+        again = 0 if known else evaluated
+        return Seconds(
+            load=(START + RECORDING + memory.weight_bytes(s) / READ) / together,
+            train=trained * calibration.share(kind, training_batch(s, device, tokens)),
+            evaluate=again * calibration.share(kind, evaluation_batch(s, device, tokens)),
+            calibrated=known,
+        )
     return Seconds(
         load=START + memory.weight_bytes(s) / READ,
         train=trained * calibration.seconds(kind, training_batch(s, device, tokens)),
