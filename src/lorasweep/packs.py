@@ -7,6 +7,7 @@ from functools import cache
 from lorasweep.costs import devices, memory
 from lorasweep.trial import Trial
 
+_PACKED = "lorasweep.engines.packed.engine.PackedEngine"
 MOST = 64  # trials in a pack where the user sets no limit; memory ends most packs before
 Peaks = Callable[[Trial], memory.Memory]
 
@@ -44,8 +45,8 @@ def _on_gpu(device: str | None, visible: str | None) -> bool:
 
 def settled(trial: Trial) -> Trial:
     """Return a trial with the engine that will run it: what packs cannot train goes elsewhere."""
-    if trial["engine.name"] != "packed" or (packing(trial) and why_alone(trial) is None):
-        return trial
+    if trial["engine.target"] != _PACKED or (packing(trial) and why_alone(trial) is None):
+        return trial  # an engine of the user's own takes whatever comes
     other = {"engine.name": "trainer", "engine.target": trial["engine.fallback"]}
     return Trial({**trial.config, **other})
 
