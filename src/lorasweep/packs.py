@@ -78,19 +78,19 @@ def form(trials: Iterable[Trial], peak: Peaks, room: float) -> list[list[Trial]]
     """
     packs: list[list[Trial]] = []
     last: dict[Hashable, tuple[list[Trial], float]] = {}
-    bases: dict[int, Hashable | None] = {}
+    kinds: dict[object, tuple[Hashable | None, int, float, float]] = {}
     for trial in sorted(trials, key=lambda trial: int(trial["seed"])):
-        if (kind := id(trial.kind)) not in bases:
-            bases[kind] = base_of(trial)
-        base, own = bases[kind], peak(trial)
+        if trial.kind not in kinds:
+            own = peak(trial)
+            kinds[trial.kind] = base_of(trial), most(trial), own.footprint, _added(own)
+        base, limit, alone, added = kinds[trial.kind]
         pack, held = last.get(base, ([], 0.0))
-        more = held + _added(own)
-        if base is not None and pack and len(pack) < most(trial) and more <= room:
+        if base is not None and pack and len(pack) < limit and held + added <= room:
             pack.append(trial)
+            last[base] = pack, held + added
         else:
-            pack, more = [trial], own.footprint
-            packs.append(pack)
-        last[base] = pack, more
+            packs.append([trial])
+            last[base] = packs[-1], alone
     return packs
 
 

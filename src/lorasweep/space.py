@@ -412,6 +412,8 @@ class Builder:
         self.fixed, self.composer = space.fixed, composer
         self.groups = frozenset(composer.groups())
         self._convert = _Converter()
+        values = (v for axis in space.axes for point in axis.points for v in point)
+        self._refers = any(map(_refers, values))
         composer.foresee(self.fixed, _options(space.axes, self.groups))
         self._last: tuple[dict[str, Any], Composed] | None = None
         self._kinds: dict[tuple[Hashable, ...], object] = {}
@@ -427,7 +429,7 @@ class Builder:
         values = {k: v for k, v in swept.items() if k not in self.groups}
         try:
             composed = self._composed(options)
-            if composed.referenced.isdisjoint(values) and not any(map(_refers, values.values())):
+            if composed.referenced.isdisjoint(values) and not self._refers:
                 typed = {k: self._convert(composed.tree, k, v) for k, v in values.items()}
                 return {**composed.flat, **typed}, self._kind(composed, typed)
             # an interpolation reads a swept value, or is one: resolve anew
