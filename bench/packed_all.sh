@@ -15,9 +15,9 @@ small)
   run 80 --model 1b --arm packed --seconds 6 --compile no --method qlora
   ;;
 large)
+  run 230 --model 8b --arm packed --seconds 8 --compile yes
   run 90 --model 8b --arm trainer --seconds 8
-  run 110 --model 8b --arm packed --seconds 8 --compile no
-  run 120 --model 8b --arm packed --seconds 8 --compile no --method qlora
+  run 170 --model 8b --arm packed --seconds 8 --compile yes --method qlora
   run 90 --model 8b --arm trainer --seconds 8 --method qlora
   run 150 --model 1b --arm packed --seconds 8
   ;;

@@ -7,6 +7,7 @@ failed, which every sampler passes over; the point itself is added as one of its
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def _distribution(d: Dimension) -> BaseDistribution:
     return FloatDistribution(low, high, log=d.log)
 
 
-class _Studied:
+class _Studied(ABC):
     """A chooser over an Optuna study: an even design first, then the sampler."""
 
     # Whether the sampler itself knows what to do with points that lack a dimension. For one
@@ -61,9 +62,9 @@ class _Studied:
         self._numbers: dict[int, int] = {}  # of points in the study
         self._count = 0  # trials in the study
 
+    @abstractmethod
     def sampler(self, seed: int, point: int) -> BaseSampler:
         """Make a fresh sampler for one ask."""
-        raise NotImplementedError
 
     def by_design(self, point: int) -> bool:
         """Whether there is too little to learn from yet."""
