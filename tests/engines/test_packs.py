@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from lorasweep import space
 from lorasweep.composition import Composer
 from lorasweep.engines.packed import noise, steps
+from lorasweep.engines.packed.bank import MATRICES
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of, problems
-from lorasweep.engines.packed.engine import PackedEngine
+from lorasweep.engines.packed.engine import Pack, PackedEngine
+from lorasweep.engines.packed.evaluation import evaluate
 from lorasweep.engines.packed.layout import Pass
 from lorasweep.trial import Trial
 from tests.engines.conftest import Make, Watch, place, run
@@ -29,10 +31,10 @@ def mixed(make: Make, model: str, exactness: str) -> tuple[list[Trial], list[Tri
     """Eight trials with little in common: seven, one that joins late, and which one fails."""
     of = [f"model={model}", "engine=packed", f"engine.exactness={exactness}", "train.epochs=1"]
     settings: list[list[str]] = [
-        ["lora.r=1", "lora.alpha=4"],
-        ["lora.r=2", "target=attention", "train.learning_rate=1e-3", "seed=1"],
+        ["lora.r=1", "lora.alpha=4", "train.learning_rate=1e-3", "train.schedule=cosine"],
+        ["lora.r=2", "target=attention", "train.batch_size=5", "seed=1"],
         ["lora.r=16", "target=qv", "lora.dropout=0.1", "seed=2", "train.order=random"],
-        ["lora.r=64", "target=all_linear_head", "lora.dropout=0.3", "train.schedule=cosine"],
+        ["lora.r=64", "target=all_linear_head", "lora.dropout=0.3", "train.batch_size=6"],
         ["train.learning_rate=1e30", "seed=4"],
         ["train.max_steps=3", "seed=5", "train.weight_decay=0.1", "train.warmup=0.5"],
         ["train.batch_size=5", "train.accumulation=2", "seed=6", "train.eval_every=4"],
@@ -218,6 +220,44 @@ def test_steps_of_fixed_shape_are_the_same_steps(
             for name, expected in weights(trial, tmp_path / "alone").items():
                 torch.testing.assert_close(found[name], expected, **FAST)
                 assert exactness == "fast" or torch.equal(found[name], expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_the_last_block_goes_on_with_what_is_judged(kind: str, make: Make, tmp_path: Path) -> None:
+    """The steps and scores are those of passes that keep every token to the end."""
+    of = ["model=tiny_llama", f"model.shape.model_type={kind}", "+model.shape.head_dim=16"]
+    of += ["engine=packed", "train.max_steps=3", "train.max_length=24"]
+    trials = [
+        *make(*of, "target=attention", "train.batch_size=40"),
+        *make(*of, "target=all_linear_head", "train.batch_size=5", "lora.r=8", "seed=1"),
+        *make(*of, "target=mlp", "train.batch_size=1", "train.order=random", "seed=2"),
+    ]
+    base = Base(trials[0])
+    plain, fixed = (Pack(base, place(tmp_path), Watch()) for _ in range(2))
+    for trial in trials:
+        plain.admit(trial)
+        fixed.admit(trial)
+    slots = steps.Steps(base, fixed.active, pool=None, compiled=False)
+    seen: list[torch.Size] = []
+    mlp = base.blocks[-1].get_submodule("block.mlp")
+    mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:2]))
+    for _ in range(3):  # the third of the large batches is what the epoch has left
+        losses, norms = plain._gradients(plain.active), slots.step(fixed.active)
+        for a, b, loss, norm in zip(plain.active, fixed.active, losses, norms, strict=True):
+            a.learn(loss)
+            b.stepped(norm)
+    assert seen[1::2] == [(3, 40)] * 3, "of each lane as many as the largest batch"
+    for a, b in zip(plain.active, fixed.active, strict=True):
+        assert [value for *_, value in b.curve] == pytest.approx([v for *_, v in a.curve], rel=1e-4)
+        (bank, row), (other, there) = ((m.adapter.bank, m.adapter.row) for m in (a, b))
+        for name in MATRICES:  # moments as well: what the gradients were
+            expected = bank.read(getattr(bank, name), row)
+            found = other.read(getattr(other, name), there)
+            torch.testing.assert_close(found, expected, **FAST)
+    adapters = [m.adapter for m in fixed.active]
+    kept, picked = (evaluate(base, adapters, 20, one) for one in (None, slots))
+    for a, b in zip(kept, picked, strict=True):
+        torch.testing.assert_close(b.scores, a.scores, **FAST)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

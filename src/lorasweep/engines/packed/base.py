@@ -21,6 +21,7 @@ from lorasweep.engines.packed.layout import Lane, Pass, build
 from lorasweep.engines.packed.modules import (
     Dense,
     FourBit,
+    LastBlock,
     PackedDropout,
     PackedLinear,
     Stage,
@@ -88,7 +89,9 @@ class Base:
         self.linears = [m for m in model.modules() if isinstance(m, PackedLinear)]
         self.seated: Sequence[Bank] = ()
         self.blocks: nn.ModuleList = model.get_submodule(roles.blocks_of(kind))
-        self._compiled: list[Any] = []
+        if self.family.pool_last:
+            self.blocks[-1] = LastBlock(self.blocks[-1], self.stage)
+        self._compiled: list[Any] | None = None
         self.layers = [m for m in model.modules() if isinstance(m, FourBit)]
         self.cached = trial["engine.nf4_cache"] == "auto" and self._room_for_copies()
         if self.cached:
@@ -155,22 +158,26 @@ class Base:
 
     @contextmanager
     def compiled_blocks(self, *, enabled: bool) -> Iterator[None]:
-        """Within, run the transformer blocks as compiled (one compilation serves all)."""
+        """Within, run the transformer blocks as compiled.
+
+        One compilation serves all but the last, which is not worth one of its own.
+        """
         if not enabled:
             yield
             return
-        if not self._compiled:
+        alike = self.blocks[:-1]
+        if self._compiled is None:
             self.body.embed_tokens.register_forward_hook(self._ease_compilation)
             self.body.rotary_emb.register_forward_hook(self._ease_compilation)
-            for block in self.blocks:
+            for block in alike:
                 block.compile()
-            self._compiled = [block._compiled_call_impl for block in self.blocks]
-        for block, compiled in zip(self.blocks, self._compiled, strict=True):
+            self._compiled = [block._compiled_call_impl for block in alike]
+        for block, compiled in zip(alike, self._compiled, strict=True):
             block._compiled_call_impl = compiled
         try:
             yield
         finally:
-            for block in self.blocks:
+            for block in alike:
                 block._compiled_call_impl = None
 
     def _ease_compilation(self, _: nn.Module, __: Any, output: Any) -> None:
@@ -199,11 +206,17 @@ class Base:
         with torch.autocast(self.device.type, self.autocast, enabled=reduced, cache_enabled=False):
             types = {} if now.types is None else {"token_type_ids": now.types}
             hidden = self.body(input_ids=now.ids, position_ids=now.positions, **types)[0]
-            pooled = hidden.flatten(0, 1).index_select(0, now.pooled)
-            if self.pooler is not None:
-                pooled = self.pooler(pooled[:, None])
-            parts = zip(now.lanes, pooled.split(now.texts), strict=True)
+            parts = zip(now.lanes, self._pooled(now, hidden), strict=True)
             return [self._head(now, lane, part).float() for lane, part in parts]
+
+    def _pooled(self, now: Pass, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the head of each lane reads, shape (texts, width)."""
+        if now.even is not None:  # the last block has picked them, as many for every lane
+            return [part[:count] for part, count in zip(hidden, now.texts, strict=True)]
+        pooled = hidden.flatten(0, 1).index_select(0, now.pooled)
+        if self.pooler is not None:
+            pooled = self.pooler(pooled[:, None])
+        return list(pooled.split(now.texts))
 
     def _head(self, now: Pass, lane: Lane, pooled: torch.Tensor) -> torch.Tensor:
         adapter = lane.adapter

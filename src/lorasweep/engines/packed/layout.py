@@ -86,7 +86,8 @@ class Pass:
 
     Attributes:
         ids, positions, types: shape (1, tokens).
-        pooled: index of the token that each text is judged by, shape (texts,).
+        pooled: index of the token that each text is judged by, shape (texts,); in even passes
+            of equally many for each lane, shape (lanes x most texts of any lane,).
         labels: class indices, shape (texts,).
         training: whether dropout is on.
         texts: how many texts each lane has.

@@ -33,8 +33,8 @@ class Level:
         training: bool,
     ) -> None:
         count, texts = len(lanes), sum(batches)
-        tokens, cells = count * length, texts * width
-        sizes = [tokens, tokens, tokens, cells, texts, texts]
+        tokens, cells, judged = count * length, texts * width, count * max(batches)
+        sizes = [tokens, tokens, tokens, cells, judged, texts]
         self.numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         self.flags = torch.zeros(tokens + cells, dtype=torch.bool, device=device)
         ids, positions, cell_of, token_of, pooled, labels = self.numbers.split(sizes)
@@ -77,16 +77,17 @@ def lay_out(
     lanes, texts = len(rows), sum(batches)
     ids, positions = np.zeros((2, lanes, length), dtype=np.int64)
     cell_of, token_of = np.zeros((lanes, length), np.int64), np.zeros((texts, width), np.int64)
-    pooled, labels = np.zeros(texts, np.int64), np.full(texts, -100, np.int64)
+    # Where a lane has fewer texts than others, any of its own tokens stands for those missing.
+    pooled = np.repeat(np.arange(lanes) * length, max(batches)).reshape(lanes, -1)
+    labels = np.full(texts, -100, np.int64)
     real, filled = np.zeros((lanes, length), np.bool_), np.zeros((texts, width), np.bool_)
     text = 0
     for lane, (of_lane, batch) in enumerate(zip(rows, batches, strict=True)):
         start = lane * length
         cell_of[lane] = text * width
         token_of[text : text + batch] = start
-        pooled[text : text + batch] = start
         at = 0
-        for row in of_lane:
+        for number, row in enumerate(of_lane):
             size, source = int(side.lengths[row]), int(side.starts[row])
             here, place = slice(at, at + size), np.arange(size)
             ids[lane, here] = side.words[source : source + size]
@@ -94,7 +95,7 @@ def lay_out(
             cell_of[lane, here] = text * width + place
             token_of[text, :size] = start + at + place
             real[lane, here], filled[text, :size] = True, True
-            pooled[text] = start + at + side.last[row]
+            pooled[lane, number] = start + at + side.last[row]
             labels[text] = side.classes[row]
             at, text = at + size, text + 1
         text += batch - len(of_lane)

@@ -1,4 +1,4 @@
-"""Parts of the base that know of several trials: linear layers, dropout, attention."""
+"""Parts of the base that know of several trials: linear layers, dropout, attention, last block."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -147,6 +147,41 @@ class PackedLinear(nn.Module):
         if now.training:
             x = adapter.drop(x, adapter.dropout, lane)
         return adapter.bank.add(self.slot, adapter.row, x, y)
+
+
+class Pick(nn.Module):
+    """In even passes keeps the tokens that texts are judged by."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (lanes, tokens, width) to (lanes, most texts of any lane, width)."""
+        now = self.stage.now
+        if now.even is None:
+            return x
+        return x.flatten(0, 1).index_select(0, now.pooled).view(len(x), -1, x.shape[-1])
+
+
+class LastBlock(nn.Module):
+    """A Llama-like model's last block: past its attention, only pooled tokens are read by anyone.
+
+    In uneven passes it goes on with all of them, as dropout there is drawn in the Trainer's order.
+    """
+
+    def __init__(self, block: nn.Module, stage: Stage) -> None:
+        super().__init__()
+        self.block, self.pick = block, Pick(stage)
+        # Within the attention, which gives what goes in here the shape of its own input.
+        block.self_attn.o_proj = nn.Sequential(self.pick, block.self_attn.o_proj)
+
+    def forward(self, x: torch.Tensor, **rest: Any) -> torch.Tensor:
+        """Map (lanes, tokens, width) to what ``Pick`` keeps of it."""
+        block = self.block
+        attended, _ = block.self_attn(hidden_states=block.input_layernorm(x), **rest)
+        x = self.pick(x) + attended
+        return x + block.mlp(block.post_attention_layernorm(x))
 
 
 class PackedDropout(nn.Module):
