@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from lorasweep.engines.packed.engine import PackedEngine
+from lorasweep.engines.packed.fused import thinned_down
+from lorasweep.engines.packed.noise import thinned
 from lorasweep.trial import Trial
 from tests.engines.conftest import Make, place, run
 
@@ -69,3 +71,67 @@ def test_fast_packs_differ_by_rounding_alone(make: Make, tmp_path: Path) -> None
         for name, tensor in other.items():
             scale = float(tensor.abs().max())
             assert float((one[name] - tensor).abs().max()) <= 0.1 * scale, (trial.label, name)
+
+
+def products(
+    x: torch.Tensor, a: torch.Tensor, key: torch.Tensor, bars: torch.Tensor, *, fused: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return thin(x)·Aᵀ, and the gradients of x and A where every number's is 1."""
+    x, a = x.detach().requires_grad_(), a.detach().requires_grad_()
+    if fused:
+        low = thinned_down(x, a, key, bars)
+    else:
+        low = torch.bmm(thinned(x, key, bars), a.transpose(1, 2))
+    return low.detach(), *torch.autograd.grad(low, (x, a), torch.ones_like(low))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("lanes", "tokens", "width", "rank"),
+    [
+        (5, 1024, 576, 16),
+        (3, 1000, 1536, 64),
+        (2, 8, 576, 100),
+        (3, 192, 2048, 512),
+        (2, 64, 90, 1),
+    ],
+)
+def test_dropout_within_a_product_is_the_same_dropout(
+    dtype: torch.dtype, lanes: int, tokens: int, width: int, rank: int
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(lanes + 2, tokens, width, device="cuda", dtype=dtype)[1:-1]
+    bank = torch.randn(lanes, 2 * rank * width, device="cuda", dtype=dtype)
+    a = bank[:, rank * width :].view(lanes, rank, width)  # its lanes do not follow each other
+    key = torch.randint(-(2**31), 2**31, (lanes, 2), device="cuda", dtype=torch.int32)
+    bars = torch.full((lanes, 1, 1), round(0.3 * 2**24), device="cuda", dtype=torch.int32)
+    bars[1] = 0
+    found = products(x, a, key, bars, fused=True)
+    exact = products(x.double(), a.double(), key, bars, fused=False)
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == dtype
+        error = float((one - other).norm() / other.norm())
+        assert error < (1e-5 if dtype == torch.float32 else 4e-3)
+    of_x = found[1]
+    assert bool((of_x[thinned(torch.ones_like(x), key, bars) == 0] == 0).all())
+    assert bool((of_x[1] != 0).any(0).all()), "a lane without dropout keeps all"
+    alone = products(x[1:2], a[1:2], key[1:2], bars[1:2], fused=True)
+    assert all(torch.equal(one[0], other[1]) for one, other in zip(alone, found, strict=True))
+
+
+def test_dropout_within_a_product_compiles_and_records() -> None:
+    torch.manual_seed(0)
+    key = torch.randint(-(2**31), 2**31, (4, 2), device="cuda", dtype=torch.int32)
+    bars = torch.full((4, 1, 1), round(0.1 * 2**24), device="cuda", dtype=torch.int32)
+    a = torch.randn(4, 16, 96, device="cuda", dtype=torch.bfloat16)
+    compiled = torch.compile(thinned_down, fullgraph=True, dynamic=True)
+    for tokens in (64, 128):
+        x = torch.randn(4, tokens, 96, device="cuda", dtype=torch.bfloat16)
+        expected = thinned_down(x, a, key, bars)
+        assert torch.equal(compiled(x, a, key, bars), expected)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = compiled(x, a, key, bars)
+        x.neg_()
+        graph.replay()
+        assert torch.equal(found, -expected)

@@ -129,9 +129,15 @@ def update(
 
     A has shape (trials, r, in), B (trials, out, r), the scale (trials, 1, 1) in float32.
     """
-    low = torch.bmm(x, a.transpose(1, 2))
+    return raised(torch.bmm(x, a.transpose(1, 2)), y, b, scale)
+
+
+def raised(
+    low: torch.Tensor, y: torch.Tensor, b: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Add low (trials, tokens, r), scaled and multiplied by Bᵀ, to y (trials, tokens, out)."""
     low = (low * scale).to(low.dtype)
-    if x.is_cuda:  # where baddbmm first copies y; a sum is done by whatever reads it next
+    if low.is_cuda:  # where baddbmm first copies y; a sum is done by whatever reads it next
         return y + torch.bmm(low, b.transpose(1, 2))
     return torch.baddbmm(y, low, b.transpose(1, 2))
 

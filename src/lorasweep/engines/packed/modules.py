@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from lorasweep.engines.packed.bank import Bank, update
+from lorasweep.engines.packed.bank import Bank, raised, update
+from lorasweep.engines.packed.fused import thinned_down
 from lorasweep.engines.packed.layout import Even, Lane, Pass
-from lorasweep.engines.packed.noise import fused, thinned
 
 ATTENTION = "lorasweep_packed"
 
@@ -90,10 +90,11 @@ class PackedLinear(nn.Module):
         self.base, self.slot, self.stage = base, slot, stage
         # For even passes: lanes of each bank that has an update here and of those between, and
         # that (A, B, scale, scale with dropout on), None where there is none; and the dropout's
-        # (keys, bars).
+        # (keys, bars) of each.
         self.sizes: list[int] = []
         self.updates: list[tuple[torch.Tensor, ...] | None] = []
-        self.noise: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.noise: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.format = torch.float32  # of A and B
 
     def seat(self, banks: Sequence[Bank], noise: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         """Set whose lanes follow each other in even passes, and what drops their inputs."""
@@ -103,8 +104,11 @@ class PackedLinear(nn.Module):
             (*bank.pairs[self.slot], bank.scale, bank.lifted) if self.slot in bank.pairs else None
             for bank in banks[:reach]
         ]
-        lanes = sum(self.sizes)
-        self.noise = None if noise is None else (noise[0][:lanes], noise[1][:lanes])
+        self.format = banks[0].work.dtype
+        self.noise = None
+        if noise is not None:
+            keys, bars = (part[: sum(self.sizes)].split(self.sizes) for part in noise)
+            self.noise = list(zip(keys, bars, strict=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (1, tokens, in), or in even passes (lanes, tokens, in), to the same with out."""
@@ -122,20 +126,19 @@ class PackedLinear(nn.Module):
     def _even(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if not self.updates:
             return y
-        lanes, dropped = sum(self.sizes), self.noise is not None and self.stage.now.training
-        own, made = x[:lanes], y[:lanes]
-        if self.noise is not None and dropped:
-            thin = fused() if x.is_cuda and not torch.compiler.is_compiling() else thinned
-            own = thin(own, *self.noise)
+        lanes, noise = sum(self.sizes), self.noise if self.stage.now.training else None
+        own = x.to(self.format)[:lanes].split(self.sizes)  # cast as autocast does
+        made = y[:lanes].split(self.sizes)
         parts = []
-        for change, one, base in zip(
-            self.updates, own.split(self.sizes), made.split(self.sizes), strict=True
-        ):
+        for i, change in enumerate(self.updates):
             if change is None:
-                parts.append(base)
+                parts.append(made[i])
+                continue
+            a, b, scale, lifted = change
+            if noise is None:
+                parts.append(update(own[i], made[i], a, b, scale))
             else:
-                a, b, scale, lifted = change
-                parts.append(update(one, base, a, b, lifted if dropped else scale))
+                parts.append(raised(thinned_down(own[i], a, *noise[i]), made[i], b, lifted))
         if lanes < y.shape[0]:
             parts.append(y[lanes:])
         return parts[0] if len(parts) == 1 else torch.cat(parts)

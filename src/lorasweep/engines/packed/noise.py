@@ -5,8 +5,7 @@ product would have to take turns. A hash of the place needs no turns and no memo
 number is found again in the backward pass, in a recording, and after a restart.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +51,6 @@ def thinned(x: torch.Tensor, key: torch.Tensor, bars: torch.Tensor) -> torch.Ten
     stride = (key[:, 1] | 1)[:, None, None]
     number = _mixed(place.view(1, *x.shape[1:]) * stride + key[:, 0, None, None])
     return torch.where((number & ((1 << _BITS) - 1)) >= bars, x, 0.0)
-
-
-@functools.cache
-def fused() -> Callable[..., torch.Tensor]:
-    """Return ``thinned`` as one kernel, for blocks that are not compiled themselves."""
-    compiled: Callable[..., torch.Tensor] = torch.compile(thinned, dynamic=True)
-    return compiled
 
 
 class Noise:
