@@ -73,6 +73,17 @@ def test_fast_packs_differ_by_rounding_alone(make: Make, tmp_path: Path) -> None
             assert float((one[name] - tensor).abs().max()) <= 0.1 * scale, (trial.label, name)
 
 
+def test_the_few_that_are_left_are_recorded_anew(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    common = ["model=tiny_llama", "engine=packed", "train.precision=bf16", "lora.dropout=0.05"]
+    short = make(*common, "train.epochs=1", "lora.r=1,2,4,...,16")
+    long = make(*common, "train.epochs=4", "lora.r=4")
+    watch = run(PackedEngine(), [*short, *long], tmp_path)
+    assert [result.state for result in watch.results.values()] == ["done"] * 6
+    assert "not recorded" not in caplog.text
+
+
 def products(
     x: torch.Tensor, a: torch.Tensor, key: torch.Tensor, bars: torch.Tensor, *, fused: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -195,6 +195,8 @@ class Pack:
                 return found
         # What nobody can use any more goes, and its memory with it.
         self.steps = [s for s in self.steps if self.base.strict and not s.empty]
+        if not self.steps:
+            self.pool = self._new_pool()  # whose recordings are all gone cannot be used again
         left = sum(m.total - m.step for m in self.active)
         compiled = steps.worth_compiling(self.base, left)
         made = steps.Steps(self.base, group, pool=self.pool, compiled=compiled)
