@@ -76,7 +76,7 @@ stage() {
   alone)
     sweep -m name=patil2025_alone train=patil2025 method=lora,qlora \
       target=attention,all_linear_head lora.dropout=0.05 $model $data $judged engine=trainer \
-      engine.save_adapter=false task.train_size=$((TRAIN / 8)) task.eval_size=$((EVAL / 10))
+      engine.save_adapter=false task.train_size=$((TRAIN / 16)) task.eval_size=$((EVAL / 10))
     ;;
   base8b)
     say "$PYTHON" sweep.py model=llama3_8b model.source=random model.tokenizer=bytes method=base \
