@@ -135,6 +135,13 @@ def study_view(table: pd.DataFrame, model: str, task: str) -> View:
     return _view(table, rows, (model, task, "r"), RANKS, series)
 
 
+def heading(model: str, task: str, what: str, rows: pd.DataFrame) -> str:
+    """Title of a figure; a second line says so where each series has a learning rate of its own."""
+    tuned = rows["settings"].str.contains("learning rates: ", regex=False, na=False).any()
+    told = "\nlearning rate tuned for each method and target" if tuned else ""
+    return f"{model} on {task}: {what}{told}"
+
+
 def values(view: View, series: Series, metric: str) -> pd.DataFrame:
     """One row a seed: ``x`` and the metric's ``value``, finished trials that have it."""
     rows = view.done_by_series.get(series, view.done[:0])
@@ -149,7 +156,8 @@ def points(view: View, series: Series, metric: str) -> pd.DataFrame:
         Index x; columns ``mean``, ``low`` and ``high`` (95 % t interval), ``n``.
     """
     cells = values(view, series, metric).groupby("x")["value"]
-    rows = {x: (float(v.mean()), *interval(v.to_numpy()), len(v)) for x, v in cells}
+    most = 1.0 if metric.startswith("eval/") else np.inf
+    rows = {x: (float(v.mean()), *interval(v.to_numpy(), most), len(v)) for x, v in cells}
     blank = (np.nan, np.nan, np.nan, 0)
     return pd.DataFrame(
         [rows.get(x, blank) for x in view.xs],
@@ -173,14 +181,16 @@ def reference(view: View, method: str, metric: str) -> float:
     return float(view.references.loc[view.references["method"] == method, metric].mean())
 
 
-def interval(sample: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
-    """95 % t interval of the mean; NaN for fewer than two values."""
+def interval(
+    sample: Sequence[float] | np.ndarray[Any, Any], most: float = 1.0
+) -> tuple[float, float]:
+    """95 % t interval of the mean, within 0 and ``most``; NaN for fewer than two values."""
     n = len(sample)
     if n < 2:
         return float("nan"), float("nan")
     half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(sample, ddof=1)) / n**0.5
     mean = float(np.mean(sample))
-    return mean - half, mean + half
+    return max(mean - half, 0.0), min(mean + half, most)
 
 
 def most_common(

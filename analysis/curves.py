@@ -40,7 +40,8 @@ def plot_curves(
             axes.set_xlabel("step")
         for axes in grid[:, 0]:
             axes.set_ylabel(NAMES[metric])
-        figure.suptitle(f"{model} on {task}: {NAMES[metric]} at α = 2r", x=0.01, ha="left")
+        title = cells.heading(model, task, f"{NAMES[metric]} at α = 2r", view.rows)
+        figure.suptitle(title, x=0.01, ha="left")
         for axes in grid[:, 1]:
             axes.legend(title="rank r", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -369,7 +369,7 @@ def _finish(figure: Figure, view: View, what: str) -> None:
     figure.legend(
         list(labels.values()),
         list(labels),
-        title=f"{view.model} on {view.task}: {what}",
+        title=cells.heading(view.model, view.task, what, view.rows),
         title_fontsize=9,
         alignment="left",
         loc="outside upper left",

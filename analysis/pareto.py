@@ -159,7 +159,9 @@ def plot_pareto(table: pd.DataFrame, model: str, task: str) -> Figure:
         handles, labels = many[0].get_legend_handles_labels()
         figure.legend(
             *(handles, labels),
-            title=f"{model} on {task}: accuracy against cost; numbers are ranks on the front",
+            title=cells.heading(
+                model, task, "accuracy against cost; numbers are ranks on the front", view.rows
+            ),
             title_fontsize=9,
             alignment="left",
             loc="outside upper left",

@@ -12,8 +12,10 @@ weights, texts with the lengths of Yelp reviews (or real ones: ``--texts file.cs
     processes   the same in --count processes at once on the GPU (--mps: under MPS)
     packed      --trials trials in one pack
 
-The clock starts once every trial has done --warm steps, loading, compiling and recording over
-(``startup_s``), and runs for --seconds. ``trials_per_h`` is for a trial of --steps steps.
+The clock starts once every trial has done --warm steps, loading and compiling over, and runs for
+--seconds. A pack records a step for every length of its lanes; where one comes up for the first
+time after that, the recording counts as start-up all the same (``startup_s``). ``trials_per_h``
+is for a trial of --steps steps.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -166,6 +168,8 @@ class Clock:
     loss: float = float("nan")
     error: str = ""
     at: dict[str, int] = field(default_factory=dict)
+    recording: float = 0.0  # seconds of recordings, all in all
+    before: float = 0.0  # of these, before the clock started
     profiler: Any = None
 
     def step(self, trial: Any, step: int, total: int, loss: float | None) -> None:
@@ -179,8 +183,26 @@ class Clock:
                 self._begin()
             return
         self.counted += 1
-        if self.counted % self.trials == 0 and time.perf_counter() - self.begun > self.seconds:
+        if self.counted % self.trials == 0 and self.wall() > self.seconds:
             self._end()
+
+    def wall(self) -> float:
+        """Return the seconds since the clock started, recordings left out."""
+        if self.begun is None:
+            return 0.0
+        return (self.ended or time.perf_counter()) - self.begun - self.recording + self.before
+
+    def recorded(self, record: Callable[..., None]) -> Callable[..., None]:
+        """Wrap what records steps of a length, to tell its seconds apart."""
+
+        def timed(*args: Any) -> None:
+            synchronise()
+            started = time.perf_counter()
+            record(*args)
+            synchronise()
+            self.recording += time.perf_counter() - started
+
+        return timed
 
     def _begin(self) -> None:
         synchronise()
@@ -190,13 +212,15 @@ class Clock:
             self.profiler = torch.profiler.profile()
             self.profiler.__enter__()
             self.seconds = min(self.seconds, 3.0)
+        self.before = self.recording
         self.energy, self.begun = joules(), time.perf_counter()
 
     def _end(self) -> None:
         if self.stopping:
             return
+        self.stopping = True
         synchronise()
-        self.ended, self.stopping = time.perf_counter(), True
+        self.ended = time.perf_counter()
         self.energy = joules() - self.energy
         if self.profiler is not None and self.profile is not None:
             self.profiler.__exit__(None, None, None)
@@ -253,17 +277,18 @@ def here(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         quick_bases()
         profile = out / f"profile_{args.model}_{args.method}_{args.arm}.txt"
         clock = Clock(count, args.warm, args.seconds, profile if args.profile else None)
-        engine = made(args)
+        engine = made(args, clock)
         engine.run(todo, lambda trial: Path(scratch) / trial.key / "artifacts", clock)
         return row(args, clock, engine, count, todo)
 
 
-def made(args: argparse.Namespace) -> Any:
+def made(args: argparse.Namespace, clock: Clock) -> Any:
     """Return the engine of an arm."""
     if args.arm == "packed":
         from lorasweep.engines.packed import steps
         from lorasweep.engines.packed.engine import PackedEngine
 
+        steps.Steps._record_all = clock.recorded(steps.Steps._record_all)
         if args.compile != "auto":
             steps.WORTH_COMPILING = 0 if args.compile == "yes" else 10**15
         return PackedEngine()
@@ -295,11 +320,11 @@ def row(
     }  # fmt: skip
     if clock.begun is None or clock.ended is None:
         return {**found, "error": clock.error or "it did not come to its measured steps"}
-    wall = clock.ended - clock.begun
+    wall = clock.wall()
     rate, tokens = clock.counted / wall, tokens_a_step(todo[0])
     return {
         **found,
-        "startup_s": clock.begun - clock.started, "seconds": wall,
+        "startup_s": clock.ended - clock.started - wall, "seconds": wall,
         "trial_steps": clock.counted, "trial_step_ms": 1000 / rate,
         "tokens_per_s": rate * tokens, "trials_per_h": 3600 * rate / args.steps,
         # Forward, and backward to the inputs, of a frozen base: 2 + 2 operations a weight.

@@ -101,6 +101,14 @@ def test_intervals_are_95_percent_t_over_seeds(three_seeds: pd.DataFrame) -> Non
     assert sorted(segment[:, 1]) == pytest.approx([low, high])
 
 
+def test_no_interval_says_that_a_score_may_be_negative(three_seeds: pd.DataFrame) -> None:
+    rows = three_seeds.query("method == 'lora' and target == 'all_linear' and r == 4").index
+    three_seeds.loc[rows, "eval/accuracy"] = np.resize([0.9, 0.1, 0.2], len(rows))
+    (_, _, (bars,)) = figures.plot_rank(three_seeds, "toy", "stars").axes[0].containers[0]
+    segment = bars.get_segments()[RANKS.index(4)]
+    assert sorted(segment[:, 1]) == [0, 1]
+
+
 def test_every_seed_is_shown_where_seeds_are_few(three_seeds: pd.DataFrame) -> None:
     rows = three_seeds.query("method == 'lora' and target == 'all_linear' and alpha == 2 * r")
     axes = figures.plot_rank(three_seeds, "toy", "stars").axes[0]

@@ -3,7 +3,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import captions, cells, table
+from analysis import captions, cells, figures, table
 from analysis.slices import slices
 
 Run = dict[str, Any]
@@ -39,6 +39,8 @@ def test_the_tuned_reading_is_one_setting_to_every_figure(run: Callable[..., Run
     view = cells.rank_view(tuned, "toy", "stars", cells.TARGETS)
     assert len(view.done) == 12
     assert view.left_out.empty
+    (legend,) = figures.plot_rank(tuned, "toy", "stars").legends
+    assert "learning rate tuned for each" in legend.get_title().get_text()
     assert "learning rates: lora all_linear 0.001" in captions.caption_bars(tuned, "toy", "stars")
 
 
