@@ -49,7 +49,7 @@ data="task=local task.train_file=$DATA/train.parquet"
 judged="task.eval_file=$DATA/val.parquet task.name=yelp"
 sizes="task.train_size=$TRAIN task.eval_size=$EVAL"
 model="model=$MODEL model.precision=bf16 train.precision=bf16 train.eval_batch_size=64"
-packed="engine=packed engine.save_adapter=false engine.pack_size=26"
+packed="engine=packed engine.save_adapter=false engine.pack_size=" # trials of one seed and method
 
 rates() {
   "$PYTHON" -m analysis rates --uri "$RECORD" --table "$OUTPUT/rates.parquet" 2>/dev/null |
@@ -60,17 +60,17 @@ rates() {
 stage() {
   case $1 in
   paper)
-    sweep study=patil2025 $model $data $judged $sizes $packed seed="$SEEDS" || return
+    sweep study=patil2025 $model $data $judged $sizes ${packed}26 seed="$SEEDS" || return
     sweep study=patil2025_base $model $data $judged $sizes seed="$SEEDS"
     ;;
   search)
-    sweep study=patil2025_lr $model $data task.name=yelp_search $sizes $packed seed=100,101
+    sweep study=patil2025_lr $model $data task.name=yelp_search $sizes ${packed}26 seed=100,101
     ;;
   tuned)
-    sweep study=patil2025_tuned "$(rates)" $model $data $judged $sizes $packed seed="$SEEDS"
+    sweep study=patil2025_tuned "$(rates)" $model $data $judged $sizes ${packed}26 seed="$SEEDS"
     ;;
   alpha)
-    sweep study=patil2025_small_alpha "$(rates)" $model $data $judged $sizes $packed \
+    sweep study=patil2025_small_alpha "$(rates)" $model $data $judged $sizes ${packed}14 \
       seed="$ALPHA_SEEDS"
     ;;
   alone)
