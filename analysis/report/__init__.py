@@ -258,15 +258,26 @@ def _plan(source: Source) -> list[str]:
 
 
 def _failures(source: Source) -> list[str]:
-    lost = accounts.failures(source.table)
+    lost, collapsed = accounts.failures(source.table), _collapsed(source)
     if lost.empty:
-        return [f"Nothing: all {len(source.table)} trials finished."]
+        return [f"Nothing: all {len(source.table)} trials finished.", *collapsed]
     counts = lost.groupby("state")["trials"].sum()
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     shown = lost.head(60)
     more = f"The first {len(shown)} of {len(lost)} rows:" if len(lost) > len(shown) else ""
     head = f"{counts.sum()} of {len(source.table)}: {told}."
-    return [head, more, tables.markdown(_cells(shown))]
+    return [head, more, tables.markdown(_cells(shown)), *collapsed]
+
+
+def _collapsed(source: Source) -> list[str]:
+    found = accounts.collapsed(source.table)
+    if found.empty:
+        return []
+    return [
+        "These finished and learnt little: their accuracy is nearer to the untrained base's than "
+        "to the best mean of their method and target.",
+        tables.markdown(_cells(found)),
+    ]
 
 
 def _evidence(cards: Sequence[Scorecard]) -> list[str]:

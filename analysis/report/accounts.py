@@ -184,6 +184,44 @@ def failures(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def collapsed(table: pd.DataFrame) -> pd.DataFrame:
+    """Trials that finished and learnt little: nearer to the untrained base than to the best.
+
+    The best is the highest mean over seeds of a rank and alpha, of the same method and target; a
+    trial's accuracy is less than half way from the untrained base's to that.
+
+    Returns:
+        One row a model, task, method, target and learning rate: ``trials`` (as ``3 of 26``),
+        ``accuracy`` (lowest to highest) and ``where``, each rank and alpha with its seeds.
+    """
+    done = table[(table["state"] == "done") & table["eval/accuracy"].notna()]
+    untrained = done[done["method"] == "base"].groupby(["model", "task"])["eval/accuracy"].mean()
+    base, rows = untrained.to_dict(), []
+    for group, trials in done[done["r"].notna()].groupby(["model", "task", "method", "target"]):
+        if group[:2] not in base:
+            continue
+        means = trials.groupby(["learning_rate", "r", "alpha"])["eval/accuracy"].mean()
+        bar = (base[group[:2]] + means.max()) / 2
+        for rate, swept in trials.groupby("learning_rate"):
+            low = swept["eval/accuracy"] < bar
+            if low.any():
+                rows.append((*group, rate, *_collapse(swept, low)))
+    names = ["model", "task", "method", "target", "learning_rate", "trials", "accuracy", "where"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _collapse(swept: pd.DataFrame, low: "pd.Series[bool]") -> tuple[str, str, str]:
+    scores = swept.loc[low, "eval/accuracy"]
+    counts = low.groupby([swept["r"], swept["alpha"]]).agg(["sum", "size"]).reset_index()
+    where = [
+        f"r {r:g}, α {alpha:g}" + ("" if lost == seeds else f" ({lost} of {seeds} seeds)")
+        for r, alpha, lost, seeds in counts.itertuples(index=False)
+        if lost
+    ]
+    span = f"{scores.min():.3f}" + (f" … {scores.max():.3f}" if len(scores) > 1 else "")
+    return f"{len(scores)} of {len(swept)}", span, "; ".join(where)
+
+
 def _several(values: pd.Series) -> str:
     """``8``, or ``1, 2, 4``; the ends alone where there are more than four."""
     found = [f"{value:g}" for value in sorted(values.dropna().unique())]

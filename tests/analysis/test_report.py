@@ -143,6 +143,17 @@ def test_shares_of_packs_add_up_and_are_not_compared(run: Callable[..., Run]) ->
     ]
 
 
+def test_what_finished_and_learnt_little_is_told(run: Callable[..., Run]) -> None:
+    scores = {(1, 0): 0.6, (1, 1): 0.58, (8, 0): 0.61, (8, 1): 0.21, (64, 0): 0.2, (64, 1): 0.3}
+    runs = [run("base", **{"eval/accuracy": 0.2})]
+    runs += [run(r=r, seed=s, **{"eval/accuracy": score}) for (r, s), score in scores.items()]
+    (found,) = accounts.collapsed(table.tidy(runs)).to_dict("records")
+    assert found["trials"] == "3 of 6"
+    assert found["accuracy"] == "0.200 … 0.300"
+    assert found["where"] == "r 8, α 16 (1 of 2 seeds); r 64, α 128"
+    assert accounts.collapsed(table.tidy(runs[1:])).empty, "no untrained base to compare with"
+
+
 def test_one_after_another_is_told_from_steps_of_trials_alone(run: Callable[..., Run]) -> None:
     packed = {
         "lorasweep.engine": "packed",
