@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import psutil
 from lorasweep import errors, packs, plan, pruning, rest
 from lorasweep.app import Outcome, Request
 from lorasweep.costs import devices
-from lorasweep.errors import RecordError, RequestError
+from lorasweep.errors import RecordError
 from lorasweep.executors.base import Executor
+from lorasweep.executors.gpus import kept
 from lorasweep.executors.inline import Inline
 from lorasweep.executors.local import Local
+from lorasweep.models import source
 from lorasweep.outbox import Outbox
 from lorasweep.record import Record
 from lorasweep.samplers import Past, Sampler, objectives
@@ -85,24 +88,27 @@ def _go(
     screen = Screen(sampler.total - (done if request.search is None else 0))
     heard = f", {done} already in the record" if done and request.search is None else ""
     screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
-    executor = Inline() if inline else _local(settings, found, sampler.total, output / "workers")
-    scheduler = Scheduler(
-        sampler=sampler,
-        pruner=_pruner(record, rows, request),
-        record=record,
-        executor=executor,
-        screen=screen,
-        sweep=sweep,
-        settings=settings,
-        output=output,
-        known=known,
-        before=frozenset(row["run_id"] for row in rows if row.get("lorasweep.state")),
-        predicted=_predictor(found),
-        room=found.room,
-        signals=signals,
-    )
-    with screen:
-        scheduler.run()
+    with contextlib.nullcontext() if inline else _gpus(settings):
+        executor = (
+            Inline() if inline else _local(settings, found, sampler.total, output / "workers")
+        )
+        scheduler = Scheduler(
+            sampler=sampler,
+            pruner=_pruner(record, rows, request),
+            record=record,
+            executor=executor,
+            screen=screen,
+            sweep=sweep,
+            settings=settings,
+            output=output,
+            known=known,
+            before=frozenset(row["run_id"] for row in rows if row.get("lorasweep.state")),
+            predicted=_predictor(found),
+            room=found.room,
+            signals=signals,
+        )
+        with screen:
+            scheduler.run()
     return _Ending(request, record, sweep, sampler, scheduler, executor)
 
 
@@ -169,19 +175,21 @@ def _predictor(found: plan.Plan) -> Any:
     return lambda trial: seconds.get(trial.key, longest)
 
 
-def _local(settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:
-    """Workers: one a GPU, or as many as the cores and the memory of this machine allow.
+def _gpus(settings: Trial) -> AbstractContextManager[None]:
+    """Keep the GPUs of this machine to a sweep while it runs, unless others may use them.
 
     Raises:
         RequestError: a GPU is in use by others.
     """
+    gpus = [] if settings["executor.shared_gpu"] else devices.visible_gpus()
+    return kept(gpus, source.cache_home() / "gpus") if gpus else contextlib.nullcontext()
+
+
+def _local(settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:
+    """Workers: one a GPU, or as many as the cores and the memory of this machine allow."""
     gpus, asked = devices.visible_gpus(), settings["executor.workers"]
     target = str(packs.settled(settings)["engine.target"])
     if gpus:
-        if not settings["executor.shared_gpu"]:
-            problems = devices.busy(gpus)
-            if problems:
-                raise RequestError(problems)
         chosen = [gpus[i % len(gpus)] for i in range(asked or len(gpus))]
         return Local([{"CUDA_VISIBLE_DEVICES": gpu} for gpu in chosen[:total]], target, logs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

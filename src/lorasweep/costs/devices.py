@@ -9,11 +9,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 GIB = 2**30
-_IDLE_MIB = 1024  # what an idle GPU may hold: the driver, a desktop
 
 
 @dataclass(frozen=True)
@@ -106,24 +104,10 @@ def visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()]
-    return [line[0] for line in _nvidia_smi("index")]
+    return [line[0] for line in nvidia_smi("index")]
 
 
-def busy(gpus: Sequence[str]) -> list[str]:
-    """Complain about GPUs that hold other programs' memory."""
-    found = []
-    for gpu in gpus:
-        for (used,) in _nvidia_smi("memory.used", gpu):
-            if float(used) > _IDLE_MIB:
-                found.append(
-                    f"GPU {gpu}: others use {float(used) / 1024:.1f} GiB of it, so times and "
-                    "memory would not be the trials' own; run all the same with "
-                    "executor.shared_gpu=true"
-                )
-    return found
-
-
-def _nvidia_smi(query: str, gpu: str | None = None) -> list[list[str]]:
+def nvidia_smi(query: str, gpu: str | None = None) -> list[list[str]]:
     """Ask the driver; nothing where there is none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:

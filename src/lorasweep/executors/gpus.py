@@ -1,0 +1,51 @@
+"""GPUs for the trials of one sweep alone, whose times and memory are then their own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lorasweep.costs.devices import nvidia_smi
+from lorasweep.errors import RequestError
+
+_IDLE_MIB = 1024  # what an idle GPU may hold: the driver, a desktop
+
+
+@contextmanager
+def kept(gpus: Sequence[str], folder: Path) -> Iterator[None]:
+    """Keep GPUs to this sweep.
+
+    A sweep's first minute leaves a GPU's memory empty, so that of two which start together
+    neither would see the other there: a lock tells.
+
+    Args:
+        gpus: as ``CUDA_VISIBLE_DEVICES`` names them.
+        folder: where all sweeps of this machine have their locks.
+
+    Raises:
+        RequestError: some are in use by others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    problems = []
+    with ExitStack() as locks:
+        for gpu in gpus:
+            name = next((row[0] for row in nvidia_smi("uuid", gpu)), gpu)
+            try:
+                locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
+            except Timeout:
+                problems.append(_refusal(gpu, "another sweep uses it"))
+                continue
+            used = max((float(row[0]) for row in nvidia_smi("memory.used", gpu)), default=0.0)
+            if used > _IDLE_MIB:
+                problems.append(_refusal(gpu, f"others use {used / 1024:.1f} GiB of it"))
+        if problems:
+            raise RequestError(problems)
+        yield
+
+
+def _refusal(gpu: str, why: str) -> str:
+    return (
+        f"GPU {gpu}: {why}, so times and memory would not be the trials' own; run all the same "
+        "with executor.shared_gpu=true"
+    )
