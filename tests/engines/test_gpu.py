@@ -1,6 +1,7 @@
 """On a GPU: recorded steps, and in strict mode the same bits in packs of 1, 8 and 32."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def products(
     """Return thin(x)·Aᵀ, and the gradients of x and A where every number's is 1."""
     x, a = x.detach().requires_grad_(), a.detach().requires_grad_()
     if fused:
-        low = thinned_down(x, a, key, bars)
+        low = thinned_down(x, a, key, bars, kernels=True)
     else:
         low = torch.bmm(thinned(x, key, bars), a.transpose(1, 2))
     return low.detach(), *torch.autograd.grad(low, (x, a), torch.ones_like(low))
@@ -135,10 +136,11 @@ def test_dropout_within_a_product_compiles_and_records() -> None:
     key = torch.randint(-(2**31), 2**31, (4, 2), device="cuda", dtype=torch.int32)
     bars = torch.full((4, 1, 1), round(0.1 * 2**24), device="cuda", dtype=torch.int32)
     a = torch.randn(4, 16, 96, device="cuda", dtype=torch.bfloat16)
-    compiled = torch.compile(thinned_down, fullgraph=True, dynamic=True)
+    fused = partial(thinned_down, kernels=True)
+    compiled = torch.compile(fused, fullgraph=True, dynamic=True)
     for tokens in (64, 128):
         x = torch.randn(4, tokens, 96, device="cuda", dtype=torch.bfloat16)
-        expected = thinned_down(x, a, key, bars)
+        expected = fused(x, a, key, bars)
         assert torch.equal(compiled(x, a, key, bars), expected)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

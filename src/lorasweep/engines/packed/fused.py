@@ -1,9 +1,11 @@
 """Dropout and the first low-rank product in one: no thinned input is ever written.
 
-Operators of PyTorch, whose inside is hidden from its compiler. Triton is imported there, as
-PyTorch for CPUs comes without.
+The kernels are operators of PyTorch, into which its compiler does not look. Triton is imported
+within them, as PyTorch for CPUs comes without.
 """
 
+import functools
+import importlib.util
 from typing import Any
 
 import torch
@@ -67,8 +69,16 @@ def _gradients(
 _down.register_autograd(_gradients, setup_context=_keep)
 
 
+@functools.cache
+def usable(device: torch.device) -> bool:
+    """Whether the kernels run here: with Triton, and matrix units for bfloat16 (Ampere, 2020)."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return bool(torch.cuda.get_device_capability(device) >= (8, 0))
+
+
 def thinned_down(
-    x: torch.Tensor, a: torch.Tensor, key: torch.Tensor, bars: torch.Tensor
+    x: torch.Tensor, a: torch.Tensor, key: torch.Tensor, bars: torch.Tensor, *, kernels: bool
 ) -> torch.Tensor:
     """Compute thin(x)·Aᵀ (trials, tokens, r), the mask being that of ``noise.thinned``.
 
@@ -77,8 +87,9 @@ def thinned_down(
         a: shape (trials, r, in).
         key: shape (trials, 2), int32.
         bars: shape (trials, 1, 1), int32.
+        kernels: compute it by them, where they are usable.
     """
-    if x.is_cuda:
+    if kernels:
         low: torch.Tensor = _down(x, a, key, bars)
         return low
     return torch.bmm(thinned(x, key, bars), a.transpose(1, 2))

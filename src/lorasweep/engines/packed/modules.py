@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from lorasweep.engines.packed.bank import Bank, raised, update
-from lorasweep.engines.packed.fused import thinned_down
+from lorasweep.engines.packed.fused import thinned_down, usable
 from lorasweep.engines.packed.layout import Even, Lane, Pass
 
 ATTENTION = "lorasweep_packed"
@@ -95,6 +95,7 @@ class PackedLinear(nn.Module):
         self.updates: list[tuple[torch.Tensor, ...] | None] = []
         self.noise: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self.format = torch.float32  # of A and B
+        self.kernels = False
 
     def seat(self, banks: Sequence[Bank], noise: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         """Set whose lanes follow each other in even passes, and what drops their inputs."""
@@ -109,6 +110,7 @@ class PackedLinear(nn.Module):
         if noise is not None:
             keys, bars = (part[: sum(self.sizes)].split(self.sizes) for part in noise)
             self.noise = list(zip(keys, bars, strict=True))
+            self.kernels = usable(noise[0].device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (1, tokens, in), or in even passes (lanes, tokens, in), to the same with out."""
@@ -138,7 +140,8 @@ class PackedLinear(nn.Module):
             if noise is None:
                 parts.append(update(own[i], made[i], a, b, scale))
             else:
-                parts.append(raised(thinned_down(own[i], a, *noise[i]), made[i], b, lifted))
+                low = thinned_down(own[i], a, *noise[i], kernels=self.kernels)
+                parts.append(raised(low, made[i], b, lifted))
         if lanes < y.shape[0]:
             parts.append(y[lanes:])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
