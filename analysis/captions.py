@@ -133,7 +133,7 @@ def _spread(view: View, lines: bool) -> str:
     shape = "Lines join means" if lines else "Bars are means and start at zero"
     if counts.max() == 1:
         return "One seed, no interval: differences between neighbouring points may be chance"
-    text = f"{shape}; whiskers are 95 % t intervals over seeds, within the possible"
+    text = f"{shape}; whiskers are 95 % t intervals over seeds, within what is possible"
     if counts.min() <= FEW_SEEDS:
         text += ", small open dots the seeds"
     if counts.min() == 1:

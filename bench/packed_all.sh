@@ -28,4 +28,5 @@ large)
   run 170 --model 8b --seconds 8 --arm packed --method qlora
   run 90 --model 8b --seconds 8 --arm trainer --method qlora
   ;;
+*) echo "no part $1: small, mid or large" >&2 && exit 2 ;;
 esac

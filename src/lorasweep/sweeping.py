@@ -88,10 +88,10 @@ def _go(
     screen = Screen(sampler.total - (done if request.search is None else 0))
     heard = f", {done} already in the record" if done and request.search is None else ""
     screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
-    with contextlib.nullcontext() if inline else _gpus(settings):
-        executor = (
-            Inline() if inline else _local(settings, found, sampler.total, output / "workers")
-        )
+    gpus = [] if inline else devices.visible_gpus()
+    with _alone_on(gpus, settings):
+        logs = output / "workers"
+        executor = Inline() if inline else _local(gpus, settings, found, sampler.total, logs)
         scheduler = Scheduler(
             sampler=sampler,
             pruner=_pruner(record, rows, request),
@@ -175,19 +175,20 @@ def _predictor(found: plan.Plan) -> Any:
     return lambda trial: seconds.get(trial.key, longest)
 
 
-def _gpus(settings: Trial) -> AbstractContextManager[None]:
-    """Keep the GPUs of this machine to a sweep while it runs, unless others may use them.
+def _alone_on(gpus: Sequence[str], settings: Trial) -> AbstractContextManager[None]:
+    """Keep GPUs to a sweep while it runs, unless others may use them.
 
     Raises:
         RequestError: a GPU is in use by others.
     """
-    gpus = [] if settings["executor.shared_gpu"] else devices.visible_gpus()
-    return kept(gpus, source.cache_home() / "gpus") if gpus else contextlib.nullcontext()
+    if not gpus or settings["executor.shared_gpu"]:
+        return contextlib.nullcontext()
+    return kept(gpus, source.cache_home() / "gpus")
 
 
-def _local(settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:
+def _local(gpus: Sequence[str], settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:
     """Workers: one a GPU, or as many as the cores and the memory of this machine allow."""
-    gpus, asked = devices.visible_gpus(), settings["executor.workers"]
+    asked = settings["executor.workers"]
     target = str(packs.settled(settings)["engine.target"])
     if gpus:
         chosen = [gpus[i % len(gpus)] for i in range(asked or len(gpus))]

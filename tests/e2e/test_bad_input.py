@@ -124,7 +124,8 @@ def test_a_broken_record_is_exit_code_3(sweep: Sweep, data: list[str], tmp_path:
 def test_a_gpu_that_another_sweep_uses(sweep: Sweep, data: list[str], tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
-        '#!/bin/sh\ncase "$*" in *uuid*) echo GPU-1234;; *used*) echo 5;; *index*) echo 0;; '
+        f'#!/bin/sh\ncase "$*" in *uuid*) echo "GPU-1234, $(cat {tmp_path}/used)";; '
+        "*index*) echo 0;; "
         "*) echo 'NVIDIA H100 80GB HBM3, 81559';; esac\n"
     )
     tool.chmod(0o755)
@@ -132,8 +133,13 @@ def test_a_gpu_that_another_sweep_uses(sweep: Sweep, data: list[str], tmp_path: 
     asked = ["-m", "model=tiny_bert", *data, "lora.r=4,8", "train.max_steps=9"]
     asked += ["train.learning_rate=5e-3", f"output_dir={tmp_path}/out"]
     (tmp_path / "gpus").mkdir()
+    used = tmp_path / "used"
+    used.write_text("5")
     with FileLock(tmp_path / "gpus" / "GPU-1234.lock"):
         said = refused(sweep, *asked, **env)
         assert "GPU 0: another sweep uses it" in said
         assert "executor.shared_gpu=true" in said
+    used.write_text("20480")
+    assert "GPU 0: others use 20.0 GiB of it" in refused(sweep, *asked, **env)
+    used.write_text("[N/A]")
     assert "2 of 2 trials done" in sweep(*asked, **env).stdout

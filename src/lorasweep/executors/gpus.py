@@ -21,7 +21,7 @@ def kept(gpus: Sequence[str], folder: Path) -> Iterator[None]:
 
     Args:
         gpus: as ``CUDA_VISIBLE_DEVICES`` names them.
-        folder: where all sweeps of this machine have their locks.
+        folder: where this user's sweeps have their locks.
 
     Raises:
         RequestError: some are in use by others.
@@ -29,16 +29,16 @@ def kept(gpus: Sequence[str], folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     problems = []
     with ExitStack() as locks:
-        for gpu in gpus:
-            name = next((row[0] for row in nvidia_smi("uuid", gpu)), gpu)
+        for gpu in dict.fromkeys(gpus):
+            name, used = next(iter(nvidia_smi("uuid,memory.used", gpu)), [gpu, ""])
             try:
                 locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
             except Timeout:
                 problems.append(_refusal(gpu, "another sweep uses it"))
                 continue
-            used = max((float(row[0]) for row in nvidia_smi("memory.used", gpu)), default=0.0)
-            if used > _IDLE_MIB:
-                problems.append(_refusal(gpu, f"others use {used / 1024:.1f} GiB of it"))
+            mib = float(used) if used.isdigit() else 0.0  # some drivers do not tell
+            if mib > _IDLE_MIB:
+                problems.append(_refusal(gpu, f"others use {mib / 1024:.1f} GiB of it"))
         if problems:
             raise RequestError(problems)
         yield
