@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import captions, cells, rates, style
+from analysis import captions, cells, rates, small_alpha, style
 from analysis.cells import Series, View
-from analysis.slices import slices
+from analysis.slices import Slice, slices
 from lorasweep.errors import RecordError, RequestError
 
 
@@ -144,6 +144,7 @@ def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
                 shown = one.table if len(readings) > 1 else table
                 name = "_".join(filter(None, [model, task, one.name])).replace("/", "-")
                 written += _draw_place(shown, model, task, out / name)
+                written += _draw_small_alpha(one, out / name)
     except OSError as error:
         raise RecordError(f"The figures could not be written to {out}: {error}.") from error
     return written
@@ -164,12 +165,27 @@ def _draw_place(table: pd.DataFrame, model: str, task: str, folder: Path) -> lis
             written += style.save(draw(table, model, task), folder / stem)
             text += [f"![{stem}]({stem}.png)", ""]
         except RequestError:  # nothing to draw: the caption says so
-            for suffix in (".pdf", ".png"):
-                (folder / stem).with_suffix(suffix).unlink(missing_ok=True)
+            _remove(folder / stem)
         text += [tell(table, model, task), ""]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "captions.md").write_text("\n".join(text), encoding="utf-8")
     return [*written, folder / "captions.md"]
+
+
+def _draw_small_alpha(part: Slice, folder: Path) -> list[Path]:
+    """Only where it was run: the paper has no such figure, so nobody misses it."""
+    stem = folder / small_alpha.STEM
+    if small_alpha.trials(part).empty:
+        _remove(stem)
+        return []
+    with (folder / "captions.md").open("a", encoding="utf-8") as told:
+        told.write(f"\n![{stem.name}]({stem.name}.png)\n\n{small_alpha.caption(part)}\n")
+    return style.save(small_alpha.plot(part), stem)
+
+
+def _remove(stem: Path) -> None:
+    for suffix in (".pdf", ".png"):
+        stem.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _drawable(view: View) -> View:

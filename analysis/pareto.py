@@ -182,7 +182,7 @@ def _scatter(axes: Axes, frame: pd.DataFrame, price: Price) -> None:
             fmt=look.marker or "o",
             color=look.colour,
             ecolor=look.dark,
-            elinewidth=0.6,
+            elinewidth=0.5,
             capsize=0,
             markersize=4.5,
             markerfacecolor=look.colour if layers.filled else "white",
@@ -194,7 +194,7 @@ def _scatter(axes: Axes, frame: pd.DataFrame, price: Price) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=6)
+    axes.tick_params(axis="x", which="both", labelsize=6.5, length=2.5)
     axes.margins(x=0.12)
     _ranks(axes, [(x[i], y[i], f"{known['r'][i]:g}") for i in best])
 

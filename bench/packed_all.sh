@@ -7,14 +7,14 @@ small=(--model 135m --seconds 6)
 if [ -n "${TEXTS:-}" ]; then small+=(--real --texts "$TEXTS"); fi
 case "${1:?small, mid or large}" in
 small)
-  run 120 "${small[@]}" --arm packed
+  run 180 "${small[@]}" --arm packed
   run 50 "${small[@]}" --arm trainer
   run 100 "${small[@]}" --arm packed --method qlora
   run 50 "${small[@]}" --arm trainer --method qlora
-  run 120 "${small[@]}" --arm packed --ranks full
+  run 150 "${small[@]}" --arm packed --ranks full
   for count in 2 4 8; do run 70 "${small[@]}" --arm processes --count "$count"; done
   run 70 "${small[@]}" --arm processes --count 8 --mps
-  run 90 "${small[@]}" --arm compiled
+  run 180 "${small[@]}" --arm compiled
   ;;
 mid)
   run 120 --model 1b --seconds 6 --arm packed

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import claims, curves, figures, pareto, rates, style, tables
+from analysis import claims, curves, figures, pareto, rates, small_alpha, style, tables
 from analysis.claims import Scorecard, patil2025
 from analysis.details import Details
 from analysis.paper_tables import (
@@ -25,7 +25,7 @@ from analysis.paper_tables import (
     table3,
     table4,
 )
-from analysis.report import accounts, html, small_alpha
+from analysis.report import accounts, html
 from lorasweep.errors import RecordError, RequestError
 
 TITLE = "LoRA and QLoRA against rank, alpha and layers: a published study, tested"
@@ -123,18 +123,21 @@ def _question(source: Source, cards: Sequence[Scorecard]) -> str:
         none = f"The results hold {done} finished trials, none with an adapter on trained weights."
         return f"{asked}\n\n{none}"
     first = cards[0]
-    counts = Counter(claim.verdict for claim in first.claims)
-    told = ", ".join(f"{counts[v]} {v}" for v in ("confirmed", "refuted", "undecided"))
-    answer = (
-        f"On {first.title}, of the ten claims: {told}. The results hold {done} finished trials of "
-        f"{len(source.table)}."
-    )
+    answer = " ".join(_counted(card) for card in cards)
+    answer += f" The results hold {done} finished trials of {len(source.table)}."
     if first.part.model != patil2025.PAPER_MODEL:
         answer += (
             f" The model here is {first.part.model} and not LLaMA3-8B: a verdict says whether the "
             "claim carries over to it, not whether the paper measured well."
         )
     return f"{asked}\n\n{answer}"
+
+
+def _counted(card: Scorecard) -> str:
+    """``On toy on stars, learning rate 0.001, of the ten claims: 1 confirmed, …``."""
+    counts = Counter(claim.verdict for claim in card.claims)
+    told = ", ".join(f"{counts[v]} {v}" for v in ("confirmed", "refuted", "undecided"))
+    return f"On {card.title}, of the ten claims: {told}."
 
 
 def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
@@ -199,7 +202,9 @@ def _figures(card: Scorecard, source: Source, pictures: _Pictures) -> list[str]:
         found += _shown(lambda d=draw: d(*where), pictures, f"{prefix}_{stem}", tell(*where))
     below = small_alpha.table(part, source.details)
     if len(below):
-        found += ["### α below the rank", tables.markdown(_cells(below))]
+        stem, told = f"{prefix}_{small_alpha.STEM}", small_alpha.caption(part)
+        picture = pictures.add(small_alpha.plot(part), stem, "α below the rank")
+        found += ["### α below the rank", picture, told, tables.markdown(_cells(below))]
     found += ["### Accuracy against cost"]
     found += _shown(
         lambda: pareto.plot_pareto(*where), pictures, f"{prefix}_pareto", pareto.caption(*where)

@@ -166,29 +166,30 @@ def totals(table: pd.DataFrame, accounts: pd.DataFrame) -> str:
 def failures(table: pd.DataFrame) -> pd.DataFrame:
     """Trials that did not finish, those that ended alike together: which, how, what they said."""
     lost = table[table["state"] != "done"]
-    alike = ["model", "task", "method", "target", "learning_rate", "state", "error"]
+    alike = ["study", "model", "task", "method", "target", "learning_rate", "state", "error"]
     rows = [
         {
-            **dict(zip(alike[:4], group[:4], strict=True)),
+            **dict(zip(alike[:5], group[:5], strict=True)),
             "r": _several(trials["r"]),
             "alpha": _several(trials["alpha"]),
-            "learning_rate": group[4],
+            "learning_rate": group[5],
             "seed": _several(trials["seed"]),
             "trials": len(trials),
-            "state": group[5],
-            "error": group[6],
+            "state": group[6],
+            "error": group[7],
         }
         for group, trials in lost.groupby(alike, sort=False, dropna=False)
     ]
-    columns = [*alike[:4], "r", "alpha", "learning_rate", "seed", "trials", "state", "error"]
+    columns = [*alike[:5], "r", "alpha", "learning_rate", "seed", "trials", "state", "error"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def collapsed(table: pd.DataFrame) -> pd.DataFrame:
     """Trials that finished and learnt little: nearer to the untrained base than to the best.
 
-    The best is the highest mean over seeds of a rank and alpha, of the same method and target; a
-    trial's accuracy is less than half way from the untrained base's to that.
+    The best is the highest mean over seeds of a rank and alpha, of the same method, target and
+    number of training examples; a trial's accuracy is less than half way from the untrained
+    base's to that.
 
     Returns:
         One row a model, task, method, target and learning rate: ``trials`` (as ``3 of 26``),
@@ -197,7 +198,8 @@ def collapsed(table: pd.DataFrame) -> pd.DataFrame:
     done = table[(table["state"] == "done") & table["eval/accuracy"].notna()]
     untrained = done[done["method"] == "base"].groupby(["model", "task"])["eval/accuracy"].mean()
     base, rows = untrained.to_dict(), []
-    for group, trials in done[done["r"].notna()].groupby(["model", "task", "method", "target"]):
+    alike = ["model", "task", "method", "target", "train_size"]
+    for group, trials in done[done["r"].notna()].groupby(alike, dropna=False):
         if group[:2] not in base:
             continue
         means = trials.groupby(["learning_rate", "r", "alpha"])["eval/accuracy"].mean()
@@ -205,7 +207,7 @@ def collapsed(table: pd.DataFrame) -> pd.DataFrame:
         for rate, swept in trials.groupby("learning_rate"):
             low = swept["eval/accuracy"] < bar
             if low.any():
-                rows.append((*group, rate, *_collapse(swept, low)))
+                rows.append((*group[:4], rate, *_collapse(swept, low)))
     names = ["model", "task", "method", "target", "learning_rate", "trials", "accuracy", "where"]
     return pd.DataFrame(rows, columns=names)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from analysis import captions, figures, style, table
+from analysis import captions, figures, slices, small_alpha, style, table
 from lorasweep.errors import RequestError
 
 Run = dict[str, Any]
@@ -67,6 +67,25 @@ def test_alpha_lines_are_the_table_at_r_8(one_seed: pd.DataFrame) -> None:
     drawn = line(figure.axes[0], "QLoRA")
     assert xs(drawn) == [8, 16, 32, 64]
     assert ys(drawn) == pytest.approx(means(rows, "eval/accuracy", "alpha"))
+
+
+def test_alpha_below_the_rank_is_drawn_by_its_ratio(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    runs = [run("lora", "attention", 8, alpha, seed=s) for alpha in (2, 8, 16) for s in (0, 1)]
+    runs += [run("lora", "attention", 64, 128), run("lora", "all_linear", 8, 16)]
+    (part,) = slices.slices(table.tidy(runs), "toy", "stars")
+    (axes,) = small_alpha.plot(part).axes
+    drawn = line(axes, "LoRA, r = 8")
+    assert xs(drawn) == [0.25, 1, 2]
+    assert ys(drawn) == pytest.approx(means(small_alpha.trials(part), "eval/accuracy", "alpha"))
+    assert {t.get_text() for t in axes.get_xticklabels()} == {"1/4", "1", "2"}
+
+    figures.draw_all(part.table, tmp_path)
+    assert (tmp_path / "toy_stars/alpha_below_rank.png").exists()
+    assert "r = 8" in (tmp_path / "toy_stars/captions.md").read_text().split("α below the rank")[1]
+    figures.draw_all(part.table.query("alpha >= r"), tmp_path)
+    assert not (tmp_path / "toy_stars/alpha_below_rank.png").exists()
 
 
 def test_a_trial_counts_whatever_study_it_ran_in(one_seed: pd.DataFrame) -> None:

@@ -151,6 +151,8 @@ def test_what_finished_and_learnt_little_is_told(run: Callable[..., Run]) -> Non
     assert found["trials"] == "3 of 6"
     assert found["accuracy"] == "0.200 … 0.300"
     assert found["where"] == "r 8, α 16 (1 of 2 seeds); r 64, α 128"
+    short = run(r=64, seed=2, **{"eval/accuracy": 0.25, "task.train_size": "80"})
+    assert len(accounts.collapsed(table.tidy([*runs, short]))) == 1, "less to learn from"
     assert accounts.collapsed(table.tidy(runs[1:])).empty, "no untrained base to compare with"
 
 
@@ -185,6 +187,7 @@ def test_alpha_below_the_rank_is_set_beside_twice_the_rank(
     runs += [run("lora", "attention", 4, seed=s) for s in (0, 1, 2)]
     write(table.tidy(runs), tmp_path / "a")
     told = (tmp_path / "a/report.md").read_text()
+    assert (tmp_path / "a/figures/toy_stars_alpha_below_rank.png").stat().st_size > 0
     rows = [line for line in told.split("### α below the rank")[1].splitlines() if "LoRA" in line]
     assert [line.split("|")[4].strip() for line in rows[:3]] == ["2", "8", "16"]
     assert "−0.0" in rows[0]
