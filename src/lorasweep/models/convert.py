@@ -1,7 +1,9 @@
 """Bases that have to be made before they can be loaded: from a GGUF file, or from a shape alone."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,35 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def gguf(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into ``folder`` as float32 safetensors with its tokenizer."""
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    with _read_once():
+        transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     # The loaded model still calls itself quantised, and then cannot be saved.
     config = copy.deepcopy(loaded.config)
     del config.quantization_config
-    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):  # nothing is drawn that would be thrown away
+        plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.save_pretrained(folder)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Keep what transformers asks of the same GGUF file again and again.
+
+    It parses the file's header three times and makes one table of names for every module: two
+    thirds of the 25 s that a 135M base of 49,000 tokens takes on one core.
+    """
+    import gguf as library  # only where there is such a file
+
+    kept = {name: getattr(library, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, made in kept.items():
+            setattr(library, name, lru_cache(made))
+        yield
+    finally:
+        for name, made in kept.items():
+            setattr(library, name, made)
 
 
 def random(model: Mapping[str, Any], folder: Path) -> None:

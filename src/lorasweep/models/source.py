@@ -138,6 +138,8 @@ def _gguf_damage(file: Path) -> str | None:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             return "it does not start as a GGUF file"
+    if _converted(file, cache_home()).exists():  # from these very bytes: read to their end before
+        return None
     from gguf import GGUFReader
 
     try:
@@ -336,9 +338,13 @@ def _from_gguf(file: Path, origin: dict[str, Any], cache: Path) -> Base:
 
         convert.gguf(file, to)
 
-    digest = sha256(file)
-    folder = made_once(cache / "models" / f"gguf-{digest[:16]}", convert)
-    return Base(folder, {**origin, "file": file.name, "sha256": {file.name: digest}})
+    folder = made_once(_converted(file, cache), convert)
+    return Base(folder, {**origin, "file": file.name, "sha256": {file.name: sha256(file)}})
+
+
+def _converted(file: Path, cache: Path) -> Path:
+    """Where a GGUF file's weights are kept as safetensors, once they have been made."""
+    return cache / "models" / f"gguf-{sha256(file)[:16]}"
 
 
 def _random(model: Model, cache: Path) -> Base:
