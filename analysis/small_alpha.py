@@ -1,6 +1,5 @@
 """Alpha below the rank: what the scaling alpha / r does where the paper only went up from 1."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,20 +48,10 @@ def table(part: Slice, details: Details) -> pd.DataFrame:
                 "α / r": f"{cell.alpha / cell.r:g}",
                 "accuracy": f"{scores.mean():.4f}",
                 "seeds": str(len(scores)),
-                "less that at α = 2r": _difference(study, cell, usual),
+                "less that at α = 2r": study.told(cell, usual),
             }
         )
     return pd.DataFrame(rows)
-
-
-def _difference(study: sides.Study, cell: sides.Cell, usual: sides.Cell) -> str:
-    found = None if cell == usual else study.compare([cell], [usual])
-    if found is None or math.isnan(found.effect):
-        return "–"
-    told = f"{found.effect:+.4f}"
-    if not math.isnan(found.low):
-        told += f" [{found.low:+.4f}, {found.high:+.4f}]"
-    return told.replace("-", "−")
 
 
 def plot(part: Slice) -> Figure:

@@ -1,5 +1,6 @@
 """The two sides of a comparison: the scores and answers of one or several cells, by seed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,6 +130,16 @@ class Study:
         kept = self._mean_answers(a), self._mean_answers(b)
         both = (kept[0], kept[1]) if kept[0] is not None and kept[1] is not None else None
         return evidence.difference(first, second, both)
+
+    def told(self, cell: Cell, other: Cell) -> str:
+        """Difference of two cells, ``+0.0048 [−0.0098, +0.0194]``; ``–`` where there is none."""
+        found = None if cell == other else self.compare([cell], [other])
+        if found is None or math.isnan(found.effect):
+            return "–"
+        text = f"{found.effect:+.4f}"
+        if not math.isnan(found.low):
+            text += f" [{found.low:+.4f}, {found.high:+.4f}]"
+        return text.replace("-", "−")
 
     def level(self, cell: Cell, less: float) -> Estimate | None:
         """A cell's score less a constant; None without trials."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import claims, curves, figures, pareto, rates, small_alpha, style, tables
+from analysis import best, claims, curves, figures, pareto, rates, small_alpha, style, tables
 from analysis.claims import Scorecard, patil2025
 from analysis.details import Details
 from analysis.paper_tables import (
@@ -79,6 +79,7 @@ def _text(source: Source, cards: Sequence[Scorecard], folder: Path) -> tuple[str
         _question(source, cards),
         "## Verdicts",
         *_verdicts(cards),
+        *_best(source, cards),
         "## Setting",
         *_setting(source, cards),
         *_rates(source, pictures),
@@ -154,6 +155,15 @@ def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
     found = [rules]
     for card in cards:
         found += [f"### {_safe(card.title)}", tables.markdown(_cells(claims.summary(card)))]
+    return found
+
+
+def _best(source: Source, cards: Sequence[Scorecard]) -> list[str]:
+    """What a reader would choose."""
+    found = ["## What would do", best.SAYS] if cards else []
+    for card in cards:
+        told = tables.markdown(_cells(best.table(card.part, source.details)))
+        found += [f"### {_safe(card.title)}", told]
     return found
 
 

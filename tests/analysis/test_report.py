@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import cells, curves, details, pareto, report, table
+from analysis import best, cells, curves, details, pareto, report, slices, table
 from analysis.report import accounts
 from lorasweep.errors import RequestError
 
@@ -178,6 +178,23 @@ def test_one_after_another_is_told_from_steps_of_trials_alone(run: Callable[...,
     # each 3 s to load, 2000 steps of 0.5 s and 1000 items of 0.02 s; and the one that was alone
     assert told["one after another, min"] == pytest.approx((2 * 1023 + 10) / 60)
     assert told["from"] == "steps measured alone"
+
+
+def test_the_best_and_the_least_that_does(run: Callable[..., Run]) -> None:
+    scores = {1: 0.55, 2: 0.592, 8: 0.6, 64: 0.58, 512: 0.2}
+    runs = [
+        run(r=r, seed=seed, **{"eval/accuracy": score + seed / 1000, "params/trainable": 100.0 * r})
+        for r, score in scores.items()
+        for seed in (0, 1)
+    ]
+    runs.append(run(r=256, **{"eval/accuracy": 0.7}))  # of one seed: not looked at
+    tidy = table.tidy(runs)
+    (part,) = slices.slices(tidy, "toy", "stars")
+    (found,) = best.table(part, details.empty()).to_dict("records")
+    assert (found["best"], found["least"]) == ("r 8, α 16", "r 2, α 4")
+    assert (found["of"], found["accuracy of the best"]) == (5, "0.6005")
+    assert found["weights of the least"] == "200"
+    assert found["less the best"].startswith("−0.0080 [")
 
 
 def test_alpha_below_the_rank_is_set_beside_twice_the_rank(

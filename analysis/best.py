@@ -1,0 +1,64 @@
+"""What to choose: the best rank and alpha of each method and target, and the least that does."""
+
+import math
+
+import pandas as pd
+
+from analysis import style
+from analysis.claims import patil2025, sides
+from analysis.details import Details
+from analysis.slices import Slice
+
+SCORE = "eval/accuracy"
+
+
+def table(part: Slice, details: Details) -> pd.DataFrame:
+    """Best mean of each method and target, and the smallest rank within what counts of it.
+
+    Only cells with as many seeds as any are looked at. Of several alphas at that smallest rank
+    the one with the best mean is told.
+
+    Returns:
+        One row a method and target, as text; the last column is the smaller one's accuracy less
+        the best one's, paired by seed and item, with its 95 % interval.
+    """
+    study = sides.study(part.table, details.items, part.model, part.task, SCORE)
+    found = []
+    for (method, target), trials in study.view.done.groupby(["method", "target"]):
+        seen = trials.groupby(["r", "alpha"])
+        means = seen[[SCORE, "params/trainable"]].mean().reset_index()
+        means = means[(seen.size() == seen.size().max()).to_numpy()]
+        near = means[means[SCORE] >= means[SCORE].max() - patil2025.COUNTS]
+        near = near[near["r"] == near["r"].min()]
+        best, least = (rows.nlargest(1, SCORE).iloc[0] for rows in (means, near))
+        cells = [
+            sides.at(str(method), str(target), float(row["r"]), float(row["alpha"]))
+            for row in (least, best)
+        ]
+        found.append(
+            {
+                "method": style.method(str(method)).name,
+                "layers": style.target(str(target)).name,
+                "of": len(means),
+                **_told("best", best),
+                **_told("least", least),
+                "less the best": study.told(*cells),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _told(name: str, row: pd.Series) -> dict[str, str]:
+    weights = float(row["params/trainable"])
+    return {
+        name: f"r {row['r']:g}, α {row['alpha']:g}",
+        f"accuracy of the {name}": f"{row[SCORE]:.4f}",
+        f"weights of the {name}": "–" if math.isnan(weights) else f"{weights:,.0f}",
+    }
+
+
+SAYS = (
+    "For each method and layers, the highest mean accuracy over seeds, and the smallest rank "
+    f"whose mean is within {patil2025.COUNTS:g} of it. The best of many means is a little too "
+    "good, and the least is as sure as its interval is narrow."
+)
