@@ -14,8 +14,8 @@ weights, texts with the lengths of Yelp reviews (or real ones: ``--texts file.cs
 
 The clock starts once every trial has done --warm steps, loading and compiling over, and runs for
 --seconds. A pack records a step for every length of its lanes; where one comes up for the first
-time after that, the recording counts as start-up all the same (``startup_s``). ``trials_per_h``
-is for a trial of --steps steps.
+time after that, the recording counts as start-up all the same (``startup_s``; ``recording_s`` is
+its share). ``trials_per_h`` is for a trial of --steps steps.
 """
 
 import argparse
@@ -42,7 +42,7 @@ FIELDS = (
     "compiled", "nf4_cache",
     "startup_s", "seconds", "trial_steps", "trial_step_ms", "tokens_per_s", "trials_per_h",
     "peak_share", "allocated_gib", "reserved_gib", "joules_per_trial_step", "loss",
-    "device", "torch", "error",
+    "device", "torch", "error", "recording_s",
 )  # fmt: skip
 
 
@@ -324,7 +324,8 @@ def row(
     rate, tokens = clock.counted / wall, tokens_a_step(todo[0])
     return {
         **found,
-        "startup_s": clock.ended - clock.started - wall, "seconds": wall,
+        "startup_s": clock.ended - clock.started - wall, "recording_s": clock.recording,
+        "seconds": wall,
         "trial_steps": clock.counted, "trial_step_ms": 1000 / rate,
         "tokens_per_s": rate * tokens, "trials_per_h": 3600 * rate / args.steps,
         # Forward, and backward to the inputs, of a frozen base: 2 + 2 operations a weight.
