@@ -8,12 +8,12 @@ import pytest
 from lorasweep.errors import RecordError
 from lorasweep.models import source
 from lorasweep.record import Record, read
-from lorasweep.scheduler import Use
+from lorasweep.use import Use
 
 
 def test_a_worker_with_several_trials_is_busy_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("lorasweep.scheduler.time.time", lambda: now[0])
+    monkeypatch.setattr("lorasweep.use.time.time", lambda: now[0])
     use = Use()
     for second, worker, key in ((100, 0, "a"), (101, 0, "b"), (104, 1, "c")):
         now[0] = second
