@@ -9,8 +9,6 @@ from analysis.claims import patil2025, sides
 from analysis.details import Details
 from analysis.slices import Slice
 
-SCORE = "eval/accuracy"
-
 
 def table(part: Slice, details: Details) -> pd.DataFrame:
     """Best mean of each method and target, and the smallest rank within what counts of it.
@@ -22,15 +20,15 @@ def table(part: Slice, details: Details) -> pd.DataFrame:
         One row a method and target, as text; the last column is the smaller one's accuracy less
         the best one's, paired by seed and item, with its 95 % interval.
     """
-    study = sides.study(part.table, details.items, part.model, part.task, SCORE)
+    study = sides.study(part.table, details.items, part.model, part.task)
     found = []
     for (method, target), trials in study.view.done.groupby(["method", "target"]):
         seen = trials.groupby(["r", "alpha"])
-        means = seen[[SCORE, "params/trainable"]].mean().reset_index()
+        means = seen[[study.metric, "params/trainable"]].mean().reset_index()
         means = means[(seen.size() == seen.size().max()).to_numpy()]
-        near = means[means[SCORE] >= means[SCORE].max() - patil2025.COUNTS]
+        near = means[means[study.metric] >= means[study.metric].max() - patil2025.COUNTS]
         near = near[near["r"] == near["r"].min()]
-        best, least = (rows.nlargest(1, SCORE).iloc[0] for rows in (means, near))
+        best, least = (rows.nlargest(1, study.metric).iloc[0] for rows in (means, near))
         cells = [
             sides.at(str(method), str(target), float(row["r"]), float(row["alpha"]))
             for row in (least, best)
@@ -40,19 +38,19 @@ def table(part: Slice, details: Details) -> pd.DataFrame:
                 "method": style.method(str(method)).name,
                 "layers": style.target(str(target)).name,
                 "of": len(means),
-                **_told("best", best),
-                **_told("least", least),
+                **_told("best", best, best[study.metric]),
+                **_told("least", least, least[study.metric]),
                 "less the best": study.told(*cells),
             }
         )
     return pd.DataFrame(found)
 
 
-def _told(name: str, row: pd.Series) -> dict[str, str]:
+def _told(name: str, row: pd.Series, score: float) -> dict[str, str]:
     weights = float(row["params/trainable"])
     return {
         name: f"r {row['r']:g}, α {row['alpha']:g}",
-        f"accuracy of the {name}": f"{row[SCORE]:.4f}",
+        f"accuracy of the {name}": f"{score:.4f}",
         f"weights of the {name}": "–" if math.isnan(weights) else f"{weights:,.0f}",
     }
 

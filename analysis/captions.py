@@ -52,6 +52,19 @@ def caption_overview(table: pd.DataFrame, model: str, task: str) -> str:
     return _caption(view, "Overview", what, metrics, lines=True)
 
 
+def caption_small_alpha(table: pd.DataFrame, model: str, task: str) -> str:
+    """Caption of the figure of alpha below the rank; nothing where that was not run.
+
+    The paper has no such figure, so nobody misses it.
+    """
+    view = cells.small_alpha_view(table, model, task)
+    if view.done.empty:
+        return ""
+    ranks = " and ".join(f"{rank:g}" for rank in sorted(view.done["r"].unique()))
+    what = f"accuracy against α at r = {ranks}, down to α below the rank"
+    return _caption(view, "α below the rank", what, _SCORES[:1], lines=True)
+
+
 def bars_view(table: pd.DataFrame, model: str, task: str, ranks: tuple[int, int]) -> View:
     """The paper's four method and target pairs at two ranks."""
     return cells.rank_view(table, model, task, ["all_linear", "attention"], ranks)
@@ -114,7 +127,7 @@ def _sentence(text: str) -> str:
 
 def _seeds(view: View) -> "pd.Series[int]":
     """Finished trials of every cell that has one."""
-    return view.done.groupby(["method", "target", view.axis]).size()
+    return view.done.groupby(["method", "target", "r", "alpha"]).size()
 
 
 def _many(count: int, what: str) -> str:

@@ -135,6 +135,18 @@ def study_view(table: pd.DataFrame, model: str, task: str) -> View:
     return _view(table, rows, (model, task, "r"), RANKS, series)
 
 
+def small_alpha_view(table: pd.DataFrame, model: str, task: str) -> View:
+    """Select the methods, targets and ranks that were run with an alpha below the rank."""
+    view = study_view(table, model, task)
+    cell = [view.rows[name] for name in ("method", "target", "r")]
+    lowest = view.rows["alpha"].where(view.rows["state"] == "done").groupby(cell).transform("min")
+    rows = view.rows[lowest < view.rows["r"]]
+    found = set(rows[["method", "target"]].itertuples(index=False, name=None))
+    series = tuple(one for one in view.series if one in found)
+    xs = tuple(sorted(map(float, rows["alpha"].unique())))
+    return replace(view, axis="alpha", xs=xs, rows=rows, series=series)
+
+
 def heading(model: str, task: str, what: str, rows: pd.DataFrame) -> str:
     """Title of a figure; a second line says so where each series has a learning rate of its own."""
     tuned = rows["settings"].str.contains("learning rates: ", regex=False, na=False).any()

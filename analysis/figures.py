@@ -6,7 +6,7 @@ and time. What the record lacks stays blank and is named; nothing is interpolate
 
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import captions, cells, rates, small_alpha, style
+from analysis import captions, cells, rates, style
 from analysis.cells import Series, View
-from analysis.slices import Slice, slices
+from analysis.slices import slices
 from lorasweep.errors import RecordError, RequestError
 
 
@@ -85,6 +85,27 @@ def plot_overview(table: pd.DataFrame, model: str, task: str) -> Figure:
     return _line_figure(view, panels, f"{shown} against rank at α = 2r{captions.only(view)}")
 
 
+def plot_small_alpha(table: pd.DataFrame, model: str, task: str) -> Figure:
+    """Accuracy against alpha at the ranks that were run with an alpha below them, a row a rank."""
+    view = _drawable(cells.small_alpha_view(table, model, task))
+    ranks = sorted(view.done["r"].unique())
+    targets = [name for name in cells.TARGETS if (view.done["target"] == name).any()]
+    with style.context():
+        size = 3.6 * len(targets), 0.7 + 2.1 * len(ranks)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(ranks), len(targets), sharex=True, squeeze=False)
+        places = [(rank, target) for rank in ranks for target in targets]
+        for number, (axes, (rank, target)) in enumerate(zip(grid.flat, places, strict=True)):
+            own = view.rows[(view.rows["r"] == rank) & (view.rows["target"] == target)]
+            series = tuple(one for one in view.series if one[1] == target)
+            style.log2_axis(axes, view.xs, "α" if axes in grid[-1] else "")
+            _lines(axes, replace(view, rows=own, series=series), SCORES[0])
+            layers = style.target(target).name
+            axes.set_title(f"({chr(97 + number)}) r = {rank:g}, {layers} layers", loc="left")
+        _finish(figure, view, "accuracy against α, also below the rank")
+    return figure
+
+
 # Every figure: file name, picture, caption.
 Draw = Callable[[pd.DataFrame, str, str], Figure]
 Tell = Callable[[pd.DataFrame, str, str], str]
@@ -113,6 +134,7 @@ FIGURES: dict[str, tuple[Draw, Tell]] = {
         for ranks, number in captions.BAR_FIGURES.items()
     },
     "overview": (plot_overview, captions.caption_overview),
+    "alpha_below_rank": (plot_small_alpha, captions.caption_small_alpha),
 }
 
 
@@ -144,7 +166,6 @@ def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
                 shown = one.table if len(readings) > 1 else table
                 name = "_".join(filter(None, [model, task, one.name])).replace("/", "-")
                 written += _draw_place(shown, model, task, out / name)
-                written += _draw_small_alpha(one, out / name)
     except OSError as error:
         raise RecordError(f"The figures could not be written to {out}: {error}.") from error
     return written
@@ -165,27 +186,13 @@ def _draw_place(table: pd.DataFrame, model: str, task: str, folder: Path) -> lis
             written += style.save(draw(table, model, task), folder / stem)
             text += [f"![{stem}]({stem}.png)", ""]
         except RequestError:  # nothing to draw: the caption says so
-            _remove(folder / stem)
-        text += [tell(table, model, task), ""]
+            for suffix in (".pdf", ".png"):
+                (folder / stem).with_suffix(suffix).unlink(missing_ok=True)
+        told = tell(table, model, task)
+        text += [told, ""] if told else []
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "captions.md").write_text("\n".join(text), encoding="utf-8")
     return [*written, folder / "captions.md"]
-
-
-def _draw_small_alpha(part: Slice, folder: Path) -> list[Path]:
-    """Only where it was run: the paper has no such figure, so nobody misses it."""
-    stem = folder / small_alpha.STEM
-    if small_alpha.trials(part).empty:
-        _remove(stem)
-        return []
-    with (folder / "captions.md").open("a", encoding="utf-8") as told:
-        told.write(f"\n![{stem.name}]({stem.name}.png)\n\n{small_alpha.caption(part)}\n")
-    return style.save(small_alpha.plot(part), stem)
-
-
-def _remove(stem: Path) -> None:
-    for suffix in (".pdf", ".png"):
-        stem.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _drawable(view: View) -> View:

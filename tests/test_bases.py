@@ -10,6 +10,7 @@ import transformers
 from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 
+from lorasweep.errors import LorasweepError
 from lorasweep.models import source
 
 WIDTH, INNER, HEADS, BLOCKS = 32, 64, 2, 2
@@ -107,3 +108,19 @@ def test_a_gguf_file_that_is_cut_off_is_damaged(
     file[0].write_bytes(whole[:-100])
     (said,) = source.problems(described(file[0]))
     assert "damaged" in said
+
+
+@pytest.mark.parametrize(("architecture", "said"), [("other", "other"), ("llama", "tokenizer")])
+def test_a_gguf_file_that_cannot_be_used_is_named(
+    architecture: str, said: str, tmp_path: Path
+) -> None:
+    made = gguf.GGUFWriter(tmp_path / "own.gguf", architecture)
+    made.add_name("own")
+    made.add_tensor("token_embd.weight", np.zeros((4, WIDTH), np.float32))
+    made.write_header_to_file()
+    made.write_kv_data_to_file()
+    made.write_tensors_to_file()
+    made.close()
+    with pytest.raises(LorasweepError, match=f"own.gguf cannot be used: .*{said}"):
+        source.locate(described(tmp_path / "own.gguf"), tmp_path / "cache")
+    assert not list((tmp_path / "cache/models").iterdir()), "nothing half made is kept"

@@ -165,6 +165,8 @@ class Study:
         return None if total is None else total / len(side)
 
 
-def study(table: pd.DataFrame, items: pd.DataFrame, model: str, task: str, metric: str) -> Study:
+def study(
+    table: pd.DataFrame, items: pd.DataFrame, model: str, task: str, metric: str = "eval/accuracy"
+) -> Study:
     """Gather the trials of one model and task that claims may be read from."""
     return Study(cells.study_view(table, model, task), items, metric)

@@ -212,9 +212,7 @@ def _figures(card: Scorecard, source: Source, pictures: _Pictures) -> list[str]:
         found += _shown(lambda d=draw: d(*where), pictures, f"{prefix}_{stem}", tell(*where))
     below = small_alpha.table(part, source.details)
     if len(below):
-        stem, told = f"{prefix}_{small_alpha.STEM}", small_alpha.caption(part)
-        picture = pictures.add(small_alpha.plot(part), stem, "α below the rank")
-        found += ["### α below the rank", picture, told, tables.markdown(_cells(below))]
+        found += ["### α below the rank, in numbers", tables.markdown(_cells(below))]
     found += ["### Accuracy against cost"]
     found += _shown(
         lambda: pareto.plot_pareto(*where), pictures, f"{prefix}_pareto", pareto.caption(*where)

@@ -280,8 +280,8 @@ class _Ending:
         assert use.first is not None
         start = use.first - self.request.began
         plural = f"{workers} workers" if workers > 1 else "1 worker"
-        waited = time.time() - use.last if self.scheduler.contested else 0.0
-        others = f"; then {waited:.1f} until other sweeps had ended theirs" if waited > 5 else ""
+        waited = time.time() - use.last if self.scheduler.contested and use.last else 0.0
+        others = f"; then {waited:.1f} waiting for other sweeps" if waited > 5 else ""
         return (
             f"seconds: start {start:.1f}; {plural}, {100 * use.idle_share(workers):.0f} % idle; "
             f"over all of them {use}{others}"

@@ -12,10 +12,14 @@ def fig5(frame: pd.DataFrame) -> str:
     return captions.caption_rank(frame, "toy", "stars", "all_linear")
 
 
-def test_every_caption_has_number_n_hardware_and_sizes(one_seed: pd.DataFrame) -> None:
+def test_every_caption_has_number_n_hardware_and_sizes(
+    one_seed: pd.DataFrame, run: Callable[..., Run]
+) -> None:
+    every = pd.concat([one_seed, table.tidy([run("lora", "attention", 8, 2)])])
+    names = {"overview": "Overview", "alpha_below_rank": "α below the rank"}
     for stem, (_, tell) in figures.FIGURES.items():
-        text = tell(one_seed, "toy", "stars")
-        number = "Overview" if stem == "overview" else f"Figure {int(stem[3:5])}"
+        text = tell(every, "toy", "stars")
+        number = names[stem] if stem in names else f"Figure {int(stem[3:5])}"
         assert text.startswith(f"**{number}.** toy on stars: ")
         assert "evaluated on 1,000 examples" in text
         assert "Hardware: synthetic GPU (engine: trainer)." in text

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from analysis import captions, figures, slices, small_alpha, style, table
+from analysis import captions, figures, style, table
 from lorasweep.errors import RequestError
 
 Run = dict[str, Any]
@@ -69,23 +69,30 @@ def test_alpha_lines_are_the_table_at_r_8(one_seed: pd.DataFrame) -> None:
     assert ys(drawn) == pytest.approx(means(rows, "eval/accuracy", "alpha"))
 
 
-def test_alpha_below_the_rank_is_drawn_by_its_ratio(
-    run: Callable[..., Run], tmp_path: Path
-) -> None:
+def test_alpha_below_the_rank_has_a_row_a_rank(run: Callable[..., Run], tmp_path: Path) -> None:
     runs = [run("lora", "attention", 8, alpha, seed=s) for alpha in (2, 8, 16) for s in (0, 1)]
+    runs += [run("qlora", "attention", r, r / 2) for r in (32, 64)]
     runs += [run("lora", "attention", 64, 128), run("lora", "all_linear", 8, 16)]
-    (part,) = slices.slices(table.tidy(runs), "toy", "stars")
-    (axes,) = small_alpha.plot(part).axes
-    drawn = line(axes, "LoRA, r = 8")
-    assert xs(drawn) == [0.25, 1, 2]
-    assert ys(drawn) == pytest.approx(means(small_alpha.trials(part), "eval/accuracy", "alpha"))
-    assert {t.get_text() for t in axes.get_xticklabels()} == {"1/4", "1", "2"}
+    trials = table.tidy(runs)
+    drawn = figures.plot_small_alpha(trials, "toy", "stars").axes
+    assert [axes.get_title(loc="left") for axes in drawn] == [
+        f"({letter}) r = {r}, attention layers"
+        for letter, r in zip("abc", (8, 32, 64), strict=True)
+    ]
+    eight = trials.query("method == 'lora' and target == 'attention' and r == 8")
+    of_eight = pd.Series(ys(line(drawn[0], "LoRA")), xs(line(drawn[0], "LoRA"))).dropna()
+    assert list(of_eight.index) == [2, 8, 16]
+    assert list(of_eight) == pytest.approx(means(eight, "eval/accuracy", "alpha"))
+    assert np.isnan(ys(line(drawn[2], "LoRA"))).all(), "at r = 64 only α = 2r was run"
+    told = captions.caption_small_alpha(trials, "toy", "stars")
+    assert "n = 8 finished trials, 1 to 2 seeds a point" in told
 
-    figures.draw_all(part.table, tmp_path)
+    figures.draw_all(trials, tmp_path)
     assert (tmp_path / "toy_stars/alpha_below_rank.png").exists()
-    assert "r = 8" in (tmp_path / "toy_stars/captions.md").read_text().split("α below the rank")[1]
-    figures.draw_all(part.table.query("alpha >= r"), tmp_path)
+    assert "**α below the rank.**" in (tmp_path / "toy_stars/captions.md").read_text()
+    figures.draw_all(trials.query("alpha >= r"), tmp_path)
     assert not (tmp_path / "toy_stars/alpha_below_rank.png").exists()
+    assert "α below the rank" not in (tmp_path / "toy_stars/captions.md").read_text()
 
 
 def test_a_trial_counts_whatever_study_it_ran_in(one_seed: pd.DataFrame) -> None:
@@ -276,7 +283,10 @@ def test_drawing_leaves_the_users_settings_alone(one_seed: pd.DataFrame) -> None
 
 
 def test_draw_all_makes_a_folder_a_model_and_task(
-    one_seed: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_seed: pd.DataFrame,
+    run: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def touch(_: Figure, stem: Path) -> list[Path]:
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +294,8 @@ def test_draw_all_makes_a_folder_a_model_and_task(
         return [stem.with_suffix(".png")]
 
     monkeypatch.setattr(style, "save", touch)  # what it writes is tested above
-    both = pd.concat([one_seed, one_seed.assign(model="big/er")])
+    every = pd.concat([one_seed, table.tidy([run("lora", "attention", 8, 2)])])
+    both = pd.concat([every, every.assign(model="big/er")])
     written = figures.draw_all(both, tmp_path)
     wanted = {f"{stem}.png" for stem in figures.FIGURES} | {"captions.md"}
     for folder in ("toy_stars", "big-er_stars"):

@@ -11,15 +11,24 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from lorasweep.errors import LorasweepError
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def gguf(file: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into ``folder`` as float32 safetensors with its tokenizer."""
+    """Dequantise a GGUF file into ``folder`` as float32 safetensors with its tokenizer.
+
+    Raises:
+        LorasweepError: transformers does not know its architecture or tokenizer.
+    """
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    with _read_once():
-        transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    try:
+        with _read_once():
+            transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    except (ValueError, KeyError) as error:
+        raise LorasweepError(f"{file} cannot be used: {error}") from error
     # The loaded model still calls itself quantised, and then cannot be saved.
     config = copy.deepcopy(loaded.config)
     del config.quantization_config
@@ -33,8 +42,8 @@ def gguf(file: Path, folder: Path) -> None:
 def _read_once() -> Iterator[None]:
     """Keep what transformers asks of the same GGUF file again and again.
 
-    It parses the file's header three times and makes one table of names for every module: two
-    thirds of the 25 s that a 135M base of 49,000 tokens takes on one core.
+    It parses the file's header three times and makes one table of names for every module: more
+    than half of what a 135M base of 49,000 tokens takes (bench/LOG.md).
     """
     import gguf as library  # only where there is such a file
 
