@@ -38,25 +38,29 @@ def table(part: Slice, details: Details) -> pd.DataFrame:
                 "method": style.method(str(method)).name,
                 "layers": style.target(str(target)).name,
                 "of": len(means),
-                **_told("best", best, best[study.metric]),
-                **_told("least", least, least[study.metric]),
+                "best": _name(best),
+                "accuracy": f"{best[study.metric]:.4f}",
+                "weights": _weights(best),
+                "least": _name(least),
+                "its accuracy": f"{least[study.metric]:.4f}",
+                "its weights": _weights(least),
                 "less the best": study.told(*cells),
             }
         )
     return pd.DataFrame(found)
 
 
-def _told(name: str, row: pd.Series, score: float) -> dict[str, str]:
-    weights = float(row["params/trainable"])
-    return {
-        name: f"r {row['r']:g}, α {row['alpha']:g}",
-        f"accuracy of the {name}": f"{score:.4f}",
-        f"weights of the {name}": "–" if math.isnan(weights) else f"{weights:,.0f}",
-    }
+def _name(row: pd.Series) -> str:
+    return f"r {row['r']:g}, α {row['alpha']:g}"
+
+
+def _weights(row: pd.Series) -> str:
+    count = float(row["params/trainable"])
+    return "–" if math.isnan(count) else f"{count:,.0f}"
 
 
 SAYS = (
-    "For each method and layers, the highest mean accuracy over seeds, and the smallest rank "
-    f"whose mean is within {patil2025.COUNTS:g} of it. The best of many means is a little too "
-    "good, and the least is as sure as its interval is narrow."
+    "For each method and layers, the highest mean accuracy over seeds (*of* so many means), and "
+    f"the smallest rank whose mean is within {patil2025.COUNTS:g} of it. The best of many means is "
+    "a little too good, and the least is as sure as its interval is narrow."
 )

@@ -39,7 +39,10 @@ _VERDICT = re.compile(r"<strong>(confirmed|refuted|undecided)</strong>")
 _IMAGE = re.compile(r'<img src="([^"]+)"')
 _HEADING = re.compile(r"<h([23])>(.*?)</h\1>")
 _NUMBER = re.compile(r"<td>([−+]?[\d.,]+(?:e[−+-]?\d+)?)</td>")
-_CAPTION = re.compile(r"<p><strong>((?:Figure|Overview|Accuracy against cost|Learning curves))")
+_CAPTION = re.compile(
+    r"<p><strong>((?:Figure|Overview|α below the rank|The learning rate|"
+    "Accuracy against cost|Learning curves))"
+)
 
 
 def page(markdown: str, folder: Path) -> str:

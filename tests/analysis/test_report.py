@@ -192,8 +192,8 @@ def test_the_best_and_the_least_that_does(run: Callable[..., Run]) -> None:
     (part,) = slices.slices(tidy, "toy", "stars")
     (found,) = best.table(part, details.empty()).to_dict("records")
     assert (found["best"], found["least"]) == ("r 8, α 16", "r 2, α 4")
-    assert (found["of"], found["accuracy of the best"]) == (5, "0.6005")
-    assert found["weights of the least"] == "200"
+    assert (found["of"], found["accuracy"]) == (5, "0.6005")
+    assert found["its weights"] == "200"
     assert found["less the best"].startswith("−0.0080 [")
 
 
