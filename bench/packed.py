@@ -357,10 +357,29 @@ def weights(trial: Any) -> int:
     return int(block * shape["shape.num_hidden_layers"])
 
 
+def start_mps() -> str | None:
+    """Start the CUDA multi-process service. Returns what kept it from starting."""
+    try:
+        made = subprocess.run(["nvidia-cuda-mps-control", "-d"], capture_output=True, text=True)
+        code = "import torch; torch.zeros(1, device='cuda')"  # its server starts with a client
+        client = subprocess.Popen([sys.executable, "-c", code + "; input()"], stdin=subprocess.PIPE)
+        time.sleep(10)
+        servers = subprocess.run(
+            ["nvidia-cuda-mps-control"], input="get_server_list\n", capture_output=True, text=True
+        )
+        client.communicate(b"\n")
+    except OSError as error:
+        return f"MPS can't be started: {error}"
+    if servers.stdout.strip().isdigit():
+        return None
+    said = (made.stderr + made.stdout + servers.stderr + servers.stdout).strip()
+    return f"MPS can't be started: {said or 'its control says nothing'}"
+
+
 def side_by_side(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Run the trainer arm in several processes at once and add up their rates."""
-    if args.mps:
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=False)
+    if args.mps and (problem := start_mps()):
+        return {"model": args.model, "arm": "processes+mps", "count": args.count, "error": problem}
     own = [tempfile.mkdtemp(dir=out) for _ in range(args.count)]
     command = [
         sys.executable, __file__, "--model", args.model, "--arm", "trainer", "--ranks", args.ranks,
