@@ -235,8 +235,8 @@ def test_the_last_block_goes_on_with_what_is_judged(kind: str, make: Make, tmp_p
     base = Base(trials[0])
     plain, fixed = (Pack(base, place(tmp_path), Watch()) for _ in range(2))
     for trial in trials:
-        plain.admit(trial)
-        fixed.admit(trial)
+        plain.admit([trial])
+        fixed.admit([trial])
     slots = steps.Steps(base, fixed.active, pool=None, compiled=False)
     seen: list[torch.Size] = []
     mlp = base.blocks[-1].get_submodule("block.mlp")

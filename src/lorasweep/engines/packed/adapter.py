@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ class Template:
         load.redraw(head, trial["seed"], self.config)
         return _with_updates(head, trial) if trial["target.head"] == "full_lora" else head
 
-    def draw(self, rank: int) -> dict[str, torch.Tensor]:
-        """Draw A of every layer from the global generator; B begins at zero.
+    def draw(self, rank: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Draw A (rank, in) of every layer; B begins at zero.
 
         PEFT makes two linear layers, which draw weights of their own, and then draws A again;
         it holds A in the format of the base's weights before it comes to float32.
@@ -109,7 +110,7 @@ class Template:
         for name, layer in self.layers.items():
             a, b = torch.empty(rank, layer.in_features), torch.empty(layer.out_features, rank)
             for weight in (a, b, a):
-                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
             found[name] = a.to(self.dtype)
         return found
 
@@ -129,9 +130,14 @@ class Template:
 
 
 class Adapter:
-    """What one trial trains: low-rank pairs and a head, as views into a row of a bank."""
+    """What one trial trains: low-rank pairs and a head, as views into a row of a bank.
 
-    def __init__(self, trial: Trial, template: Template, device: torch.device) -> None:
+    Its A are drawn by ``drawing`` meanwhile: with a large rank that takes seconds.
+    """
+
+    def __init__(
+        self, trial: Trial, template: Template, device: torch.device, drawing: Executor
+    ) -> None:
         self.template, self.stream = template, Stream(trial["seed"], device)
         self.rank, self.alpha = int(trial["lora.r"]), trial["lora.alpha"]
         self.dropout, self.scale = float(trial["lora.dropout"]), float(self.alpha) / self.rank
@@ -139,10 +145,14 @@ class Adapter:
         self.fixed: tuple[Noise, int] | None = None  # in steps of fixed shape: and its lane there
         torch.manual_seed(trial["seed"])
         self.head = template.draw_head(trial)
-        self.drawn: dict[str, torch.Tensor] | None = template.draw(self.rank)
-        sizes = {name: layer.out_features for name, layer in template.layers.items()}
+        own = torch.Generator()
+        own.set_state(torch.get_rng_state())  # PEFT goes on with the numbers after the head's
+        self.drawn = drawing.submit(template.draw, self.rank, own)
         self.own = shape_of(
-            {name: (tuple(a.shape), (sizes[name], self.rank)) for name, a in self.drawn.items()},
+            {
+                name: ((self.rank, layer.in_features), (layer.out_features, self.rank))
+                for name, layer in template.layers.items()
+            },
             {name: tuple(p.shape) for name, p in self.head.named_parameters()},
             self.rank,
         )
@@ -180,14 +190,13 @@ class Adapter:
 
     def start(self, bank: Bank, row: int) -> None:
         """Take a row of a new bank, with the weights as drawn."""
-        assert self.drawn is not None
         bank.claim(row, self.own)
-        of_row, head = bank.weights[row], dict(self.head.named_parameters())
+        of_row, head, drawn = bank.weights[row], dict(self.head.named_parameters()), self.drawn
         for slot, a, _ in bank.layouts[row].pairs:
-            a.of(of_row).copy_(self.drawn[slot])
+            a.of(of_row).copy_(drawn.result()[slot])
         for name, entry in bank.layouts[row].head:
             entry.of(of_row).copy_(head[name].detach())
-        self.drawn = None
+        del self.drawn
         self._take(bank, row)
 
     def move(self, bank: Bank, row: int) -> None:

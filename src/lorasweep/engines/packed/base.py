@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,7 @@ class Base:
         self.family = FAMILIES[kind]
         self.skeleton = skeleton(model.config, self._skeleton_dtype(trial))
         self.templates: dict[str, Template] = {}
+        self.drawing = ThreadPoolExecutor(torch.get_num_threads())
         self.pad = int(model.config.pad_token_id)
         self.stage = Stage()
         install(model, roles.blocks_of(kind), self.stage, self._frozen(trial))
@@ -195,7 +197,7 @@ class Base:
         target = str(trial["target.roles"])
         if target not in self.templates:
             self.templates[target] = Template(trial, self.skeleton)
-        made = Adapter(trial, self.templates[target], self.device)
+        made = Adapter(trial, self.templates[target], self.device, self.drawing)
         made.set_dropouts(every_token=self.family.pool_last)
         return made
 

@@ -17,6 +17,7 @@ from lorasweep import engines
 from lorasweep.engines import environment, memory
 from lorasweep.engines.base import Watch
 from lorasweep.engines.packed import state, steps
+from lorasweep.engines.packed.adapter import Adapter
 from lorasweep.engines.packed.bank import Bank
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of
@@ -42,28 +43,35 @@ class Pack:
         self.steps: list[steps.Steps] = []
         self.pool = self._new_pool()
 
-    def _new_pool(self) -> Any:
-        on_gpu = self.base.device.type == "cuda"
-        return torch.cuda.graph_pool_handle() if on_gpu else None
+    def _new_pool(self) -> steps.Pool | None:
+        return steps.Pool() if self.base.device.type == "cuda" else None
 
     # ----------------------------------------------------------------- coming and going
 
-    def admit(self, trial: Trial) -> None:
-        """Take a trial in, where it stopped or at its beginning."""
-        folder = self.folder(trial)
-        started = time.perf_counter()
-        try:
-            member = self._member(trial, folder)
-        except Exception as error:
-            self.watch.end(trial, engines.failure(error, folder))
-            return
-        member.share += time.perf_counter() - started
-        self.active.append(member)
+    def admit(self, trials: Sequence[Trial]) -> None:
+        """Take trials in, where they stopped or at their beginning.
 
-    def _member(self, trial: Trial, folder: Path) -> Member:
-        adapter = self.base.adapter(trial)
+        Their adapters are drawn side by side.
+        """
+        started = time.perf_counter()
+        begun = [(trial, self._tried(trial, self.base.adapter, trial)) for trial in trials]
+        found = [self._tried(t, self._member, t, adapter) for t, adapter in begun if adapter]
+        members = [member for member in found if member]
+        seconds = time.perf_counter() - started
+        self._divide(seconds, members, [m.adapter.trainable for m in members])
+        self.active += members
+
+    def _tried(self, trial: Trial, make: Callable[..., T], *what: Any) -> T | None:
+        """Make something for a trial; where that fails, the trial has ended."""
+        try:
+            return make(*what)
+        except Exception as error:
+            self.watch.end(trial, engines.failure(error, self.folder(trial)))
+            return None
+
+    def _member(self, trial: Trial, adapter: Adapter) -> Member:
         adapter.start(Bank(adapter.own, 1, self.base.autocast, self.base.device), 0)
-        member = Member(trial, folder, adapter, self.base.train.lengths)
+        member = Member(trial, self.folder(trial), adapter, self.base.train.lengths)
         state.restore(member)
         return member
 
@@ -75,7 +83,7 @@ class Pack:
             return
         trial = None if self.watch.stopping else self.watch.next()
         if trial is not None:
-            self.admit(trial)
+            self.admit([trial])
 
     def _leave(self, member: Member, result: Result) -> None:
         self.active = [m for m in self.active if m is not member]
@@ -93,6 +101,16 @@ class Pack:
         self._refill()
 
     # ------------------------------------------------------------------------- the loop
+
+    def rehearse(self) -> None:
+        """Compute a pass and take it back.
+
+        In the first of a process a CPU's libraries set themselves up, several threads at once,
+        and now and then a loss comes out with another last digit than ever after.
+        """
+        first = [member for member in self.active if not member.trained][:1]
+        if first and self._guarded(first, self._gradients) is not None:
+            first[0].rewind()
 
     def run(self) -> None:
         """Train until every trial has ended, or all are stopped."""
@@ -289,11 +307,12 @@ class PackedEngine:
         loading = time.perf_counter() - started
         memory.reset()  # the peak is of training: a base that was kept costs no loading
         pack = Pack(base, folder, watch)
-        for trial in trials:
-            pack.admit(trial)
+        pack.admit(trials)
         for member in pack.active:
             member.share += loading / len(pack.active)
         with _deterministic(enabled=base.strict and base.device.type == "cuda"):
+            if base.strict and base.device.type == "cpu":
+                pack.rehearse()
             pack.run()
 
     def _base(self, trial: Trial) -> Base:

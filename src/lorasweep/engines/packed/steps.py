@@ -7,9 +7,9 @@ be recorded once and replayed; the host lays out the next texts meanwhile.
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import psutil
@@ -94,6 +94,27 @@ def common_ranks(counts: Mapping[int, int], weights: int, room: int) -> dict[int
     return found
 
 
+class Pool:
+    """Memory of recordings, which share it as they are replayed in turn.
+
+    It is that of one stream: what one frees, another could not take at once.
+    """
+
+    def __init__(self) -> None:
+        self.memory, self.stream = torch.cuda.MemPool(), torch.cuda.Stream()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Within, steps that are computed take the memory that is there for recordings."""
+        torch.cuda.empty_cache()  # within, what others have freed is not given up to make room
+        self.stream.wait_stream(torch.cuda.current_stream())
+        # Memory is lent to this thread, so backward is to stay in it.
+        backward = torch.autograd.set_multithreading_enabled(False)
+        with torch.cuda.stream(self.stream), torch.cuda.use_mem_pool(self.memory), backward:
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
 @dataclass
 class Slot:
     """A lane's place in a bank. Without a member it computes what nobody reads."""
@@ -114,14 +135,14 @@ class Steps:
     Args:
         base: what they share.
         members: who sits there first.
-        pool: memory of recordings, which they share as they are replayed in turn; None computes
-            each step anew.
+        pool: memory of recordings; None computes each step anew.
         compiled: compile the base's blocks, which fuses their element-wise work.
     """
 
-    def __init__(self, base: Base, members: Sequence[Member], *, pool: Any, compiled: bool) -> None:
-        self.base, self.pool, self.compiled = base, pool, compiled
-        self.record, self.recorded = pool is not None, False
+    def __init__(
+        self, base: Base, members: Sequence[Member], *, pool: Pool | None, compiled: bool
+    ) -> None:
+        self.base, self.pool, self.compiled, self.recorded = base, pool, compiled, False
         self.slots: list[Slot] = []
         self.banks: list[Bank] = []
         self.levels: dict[int, Level] = {}
@@ -233,7 +254,7 @@ class Steps:
         self._set(taken)
         level = self._level(max(int(self.base.train.lengths[list(r)].sum()) for r in rows if r))
         level.load(self.base.train, rows)
-        if self.record and level.graph is None:
+        if self.pool is not None and level.graph is None:
             self._record_all(level)
         if level.graph is not None:
             level.graph.replay()
@@ -291,38 +312,35 @@ class Steps:
         """
         longest = self._level(self.longest)
         for wanted in (longest, level):
-            while self.record and wanted.graph is None:
-                self._try_to_record(wanted)
+            while self.pool is not None and wanted.graph is None:
+                self._try_to_record(wanted, self.pool)
 
-    def _try_to_record(self, level: Level) -> None:
+    def _try_to_record(self, level: Level, pool: Pool) -> None:
         """Record a step; where the libraries cannot, go on without compiling or recording."""
         sums = self.sums.clone()
         try:
-            self._record(level)
+            self._record(level, pool)
         except Exception as error:
             if short := _out_of_memory(error):
                 raise short from error
             given_up = "compiled" if self.compiled else "recorded"
             log.warning("steps are not %s: %s", given_up, str(error).partition("\n")[0])
-            self.record, self.compiled = self.compiled, False
+            self.pool, self.compiled = (pool if self.compiled else None), False
         self.sums.copy_(sums)
         for slot in self.slots:
             slot.bank.clear(slot.row)
 
-    def _record(self, level: Level) -> None:
+    def _record(self, level: Level, pool: Pool) -> None:
         """Record a step, after some computed for their gradients, which are to be forgotten."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with pool.lent():
             for _ in range(1 if self.recorded else _WARM_UP):
                 self._compute(level)
-        torch.cuda.current_stream().wait_stream(stream)
         for slot in self.slots:
             slot.bank.clear(slot.row)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the recording keeps memory of its own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=pool.memory.id, stream=pool.stream, capture_error_mode="thread_local"
+        ):
             self._compute(level)
             self._update()
         level.graph, self.recorded = graph, True
