@@ -14,7 +14,7 @@ small)
   run 150 "${small[@]}" --arm packed --ranks full
   for count in 2 4 8; do run 70 "${small[@]}" --arm processes --count "$count"; done
   run 70 "${small[@]}" --arm processes --count 8 --mps
-  run 180 "${small[@]}" --arm compiled
+  run 210 "${small[@]}" --arm compiled
   ;;
 mid)
   run 120 --model 1b --seconds 6 --arm packed
