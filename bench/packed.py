@@ -426,7 +426,7 @@ def main() -> None:
     file = out / "packed.csv"
     new = not file.exists()
     with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS, restval="")
+        writer = csv.DictWriter(stream, FIELDS, restval="", lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow({name: found.get(name, "") for name in FIELDS})
