@@ -383,8 +383,14 @@ def start_mps() -> str | None:
         return f"MPS can't be started: {error}"
     if servers.stdout.strip().isdigit():
         return None
+    stop_mps()
     said = (made.stderr + made.stdout + servers.stderr + servers.stdout).strip()
     return f"MPS can't be started: {said or 'its control says nothing'}"
+
+
+def stop_mps() -> None:
+    """Stop the CUDA multi-process service."""
+    subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=False)
 
 
 def side_by_side(args: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -402,7 +408,7 @@ def side_by_side(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     for process in running:
         process.wait()
     if args.mps:
-        subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=False)
+        stop_mps()
     rows = []
     for place in own:
         if (Path(place) / "packed.csv").exists():  # else it died, out of memory perhaps

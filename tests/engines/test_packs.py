@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from lorasweep import space
 from lorasweep.composition import Composer
 from lorasweep.engines.packed import noise, steps
+from lorasweep.engines.packed.adapter import Template
 from lorasweep.engines.packed.bank import MATRICES
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of, problems
@@ -105,6 +106,23 @@ def test_an_oom_splits_the_pack_and_loses_nothing(
         for name, expected in weights(trial, tmp_path / "whole").items():
             torch.testing.assert_close(weights(trial, tmp_path / "split")[name], expected, **FAST)
     assert whole.results.keys() == split.results.keys()
+
+
+def test_an_adapter_that_cannot_be_drawn_ends_its_trial_alone(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Template.draw
+
+    def drawn(self: Template, rank: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if rank == 3:
+            raise MemoryError("no room for rank 3")
+        return draw(self, rank, generator)
+
+    monkeypatch.setattr(Template, "draw", drawn)
+    trials = make("model=tiny_llama", "engine=packed", "train.max_steps=2", "lora.r=2,3,4")
+    results = run(PackedEngine(), trials, tmp_path).results
+    assert [results[t.key].state for t in trials] == ["done", "failed", "done"]
+    assert "no room for rank 3" in str(results[trials[1].key].error)
 
 
 def test_a_trial_that_does_not_fit_alone_is_an_oom(

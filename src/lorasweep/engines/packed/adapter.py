@@ -190,10 +190,11 @@ class Adapter:
 
     def start(self, bank: Bank, row: int) -> None:
         """Take a row of a new bank, with the weights as drawn."""
+        drawn = self.drawn.result()
         bank.claim(row, self.own)
-        of_row, head, drawn = bank.weights[row], dict(self.head.named_parameters()), self.drawn
+        of_row, head = bank.weights[row], dict(self.head.named_parameters())
         for slot, a, _ in bank.layouts[row].pairs:
-            a.of(of_row).copy_(drawn.result()[slot])
+            a.of(of_row).copy_(drawn[slot])
         for name, entry in bank.layouts[row].head:
             entry.of(of_row).copy_(head[name].detach())
         del self.drawn

@@ -105,8 +105,8 @@ class Pack:
     def rehearse(self) -> None:
         """Compute a pass and take it back.
 
-        In the first of a process a CPU's libraries set themselves up, several threads at once,
-        and now and then a loss comes out with another last digit than ever after.
+        In a process's first pass on a CPU a loss now and then has another last digit than ever
+        after, most likely as its libraries set themselves up in several threads at once.
         """
         first = [member for member in self.active if not member.trained][:1]
         if first and self._guarded(first, self._gradients) is not None:
@@ -297,7 +297,7 @@ class PackedEngine:
     def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
         """Run trials that share a base to their ends (see ``engines.base.Engine``)."""
         _quiet()
-        started = time.perf_counter()
+        started, first = time.perf_counter(), self.base is None
         try:
             base = self._base(trials[0])
         except Exception as error:
@@ -311,7 +311,7 @@ class PackedEngine:
         for member in pack.active:
             member.share += loading / len(pack.active)
         with _deterministic(enabled=base.strict and base.device.type == "cuda"):
-            if base.strict and base.device.type == "cpu":
+            if first and base.strict and base.device.type == "cpu":
                 pack.rehearse()
             pack.run()
 
