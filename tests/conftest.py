@@ -14,6 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from lorasweep import config
 from lorasweep.composition import Composer
 
+# Tiny models are several times as fast on one thread; what a test starts inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
 
