@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorasweep.addresses import artifacts_folder, record_file
 from lorasweep.errors import RecordError
 
 ITEMS = ("key", "item", "gold", "predicted")
@@ -51,10 +52,11 @@ def build(uri: str, table: pd.DataFrame) -> Details:
     """
     from lorasweep.record import Record  # a results file needs none
 
-    record = Record(uri, _beside(uri) or Path())
+    beside = _beside(uri)
+    record = Record(uri, beside or Path())
     done = table[table["state"] == "done"]
     runs = list(done[["key", "run_id"]].itertuples(index=False, name=None))
-    moved = _moved(_beside(uri))
+    moved = _moved(beside)
     answers = [
         _answers(key, path) for key, run in runs if (path := _predictions(record, run, moved))
     ]
@@ -136,25 +138,25 @@ def _joined(frames: Iterable[pd.DataFrame], order: list[str]) -> pd.DataFrame:
 
 
 def _beside(uri: str) -> Path | None:
-    """Folder of a local record."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)).resolve().parent if uri.startswith(prefix) else None
+    """Folder of a local record's artefacts."""
+    file = record_file(uri)
+    return None if file is None else file.resolve().parent / "artifacts"
 
 
 def _moved(folder: Path | None) -> dict[str, Path]:
-    """Predictions below a local record by run, wherever the record was made."""
+    """Predictions beside a local record by run, wherever the record was made."""
     if folder is None:
         return {}
-    found: Iterator[Path] = folder.glob("artifacts/*/*/artifacts/predictions.parquet")
+    found: Iterator[Path] = folder.glob("*/*/artifacts/predictions.parquet")
     return {path.parent.parent.name: path for path in found}
 
 
 def _predictions(record: Any, run: str, moved: dict[str, Path]) -> Path | None:
     if run in moved:
         return moved[run]
-    place = str(record.client.get_run(run).info.artifact_uri)
-    if place.startswith("file://"):
-        path = Path(place.removeprefix("file://")) / "predictions.parquet"
+    folder = artifacts_folder(str(record.client.get_run(run).info.artifact_uri))
+    if folder is not None:
+        path = folder / "predictions.parquet"
         return path if path.exists() else None
     if not any(one.path == "predictions.parquet" for one in record.client.list_artifacts(run)):
         return None

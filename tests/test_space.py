@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorasweep import config as checks
-from lorasweep import space
+from lorasweep import space, words
 from lorasweep.composition import Composer
 from lorasweep.space import expand_ellipsis
 from lorasweep.trial import LOOSE, Trial, key_of
@@ -288,3 +288,29 @@ def test_the_papers_two_studies_are_52_trials(composer: Composer) -> None:
     assert len(found) == 52
     params = composer(["study=patil2025"]).hydra.sweeper.params
     assert {t.key for t in trials(composer, "study=patil2025", **params)} == found
+
+
+@pytest.mark.parametrize(
+    "name", ["train (1).csv", "k=v.csv", "c#.csv", "déjà vu.csv", "x[1].csv", "it's.csv", "a&b.csv",
+             "a{1}.csv", "100%.csv", "a\\'b.csv"],
+)  # fmt: skip
+def test_names_of_files_are_read_as_typed(composer: Composer, name: str) -> None:
+    (read,) = words.readable([f"output_dir={name}"])
+    assert composer([read]).flat["output_dir"] == name
+
+
+def test_words_that_are_read_differently(composer: Composer) -> None:
+    typed = ["output_dir=~/é", "task.train_file=é 1.csv,b.csv", "lora.r=[", "methd=é", "name='é'"]
+    home, files, *others = words.readable(typed)
+    assert composer([home]).flat["output_dir"] == str(Path.home() / "é")
+    (axis,) = space.read([files], {}, composer, []).axes
+    assert axis.points == (("é 1.csv",), ("b.csv",))
+    assert others == typed[2:]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "/tmp/x", r"a\\b", ".", "''", "x" * 151])
+def test_names_that_are_no_folder_s(composer: Composer, name: str) -> None:
+    for setting in ("name", "task.name"):
+        (told,) = problems(composer, *words.readable([f"{setting}={name}"]))
+        assert setting in told
+        assert "folder" in told

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from omegaconf import DictConfig
 
-from lorasweep import costs, glance, plan, samplers, space, startup
+from lorasweep import addresses, costs, glance, plan, samplers, space, startup
 from lorasweep.composition import Composer, plain
 from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
@@ -212,9 +212,9 @@ def planned(trials: Sequence[Trial]) -> plan.Plan:
 def recorded(trial: Trial) -> list[dict[str, Any]]:
     """Return what the record holds; nothing where there is no record yet."""
     uri = str(trial["tracking.uri"])
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file = addresses.record_file(uri)
+    if file is not None and not file.exists():
         return []  # and MLflow, which is slow to load, is not needed
-    file = glance.file_of(uri)
     rows = None if file is None else glance.read(file)
     if rows is not None:
         return rows

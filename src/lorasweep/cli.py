@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep import config, errors, signals, space, startup
+from lorasweep import config, errors, signals, space, startup, words
 from lorasweep.composition import Composed, Composer, describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -33,6 +33,7 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
     signals.attend()
     config.register()
     startup.hasten()
+    arguments = sys.argv[1:] = words.readable(arguments)
 
     def act() -> int:
         if not any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
@@ -75,9 +76,9 @@ def explain(error: errors.LorasweepError) -> int:
 def study_params(overrides: Sequence[str], composer: Composer) -> dict[str, Any]:
     """Return what the study named on the command line sweeps; nothing for an unknown one."""
     # All that is fixed will be composed anyway; where it is refused, the study alone says it too.
-    for words in (space.fixed(overrides), [o for o in overrides if o.startswith(_STUDY)]):
+    for fixed in (space.fixed(overrides), [o for o in overrides if o.startswith(_STUDY)]):
         try:
-            return dict(composer(words).hydra.sweeper.params)
+            return dict(composer(fixed).hydra.sweeper.params)
         except errors.RequestError:
             continue
     return {}

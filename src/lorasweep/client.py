@@ -19,6 +19,7 @@ from mlflow.entities import Run as Found
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from lorasweep.addresses import record_at
 from lorasweep.store import Point, Run, Study, sentences
 
 _BATCH = 100  # the most params or tags MLflow takes at once
@@ -56,9 +57,9 @@ def prepare(uri: str, file: Path) -> None:
             if file.exists():
                 return
             draft = file.with_suffix(".new")
-            for left in file.parent.glob(f"{draft.name}*"):  # of an attempt that was killed
-                left.unlink()
-            connect(f"sqlite:///{draft}").search_experiments(max_results=1)
+            for left in [f for f in file.parent.iterdir() if f.name.startswith(draft.name)]:
+                left.unlink()  # of an attempt that was killed
+            connect(record_at(draft)).search_experiments(max_results=1)
             with contextlib.closing(sqlite3.connect(draft, timeout=30)) as connection:
                 # Readers (the UI) and the writer do not wait for each other.
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -127,6 +128,9 @@ class Client:
         """Make it (``Store``)."""
         with contextlib.suppress(MlflowException):
             self._client.create_experiment(name, artifact_location=place, tags=dict(tags))
+
+    def relocate(self, artifacts: Path) -> None:
+        """Nothing: MLflow's client cannot (``Store``)."""
 
     def create(
         self, study: Study, name: str, tags: Mapping[str, str], params: Mapping[str, str]

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
+from lorasweep import addresses
 from lorasweep.errors import nearest
 from lorasweep.models import roles
 from lorasweep.retries import OOM_REMEDIES
@@ -249,10 +251,26 @@ def declared(kind: type = Root, prefix: str = "") -> frozenset[str]:
     return found
 
 
-def register() -> None:
-    """Put the schema where Hydra finds it (``defaults: - schema`` in conf/config.yaml)."""
-    from hydra.core.config_store import ConfigStore
+@cache
+def text_settings(kind: type = Root, prefix: str = "") -> frozenset[str]:
+    """Names of the settings that hold any text: names, files, folders, columns."""
+    found = frozenset[str]()
+    for name, part in get_type_hints(kind).items():
+        if isinstance(part, type) and is_dataclass(part):
+            found |= text_settings(part, f"{prefix}{name}.")
+        elif part in (str, str | None):
+            found |= {prefix + name}
+    return found
 
+
+def register() -> None:
+    """Put where Hydra finds them the schema and what ``conf/`` calls (``${record_at:…}``)."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver(
+        "record_at", lambda file: addresses.record_at(Path(file)), replace=True
+    )
     ConfigStore.instance().store(name="schema", node=Root)
 
 
@@ -289,6 +307,18 @@ def one_of(config: Config, name: str, known: Sequence[str]) -> list[str]:
     if value in known:
         return []
     return [f"{name}={value}: not known{nearest(str(value), known)} (known: {', '.join(known)})"]
+
+
+def name_problems(config: Config, names: Iterable[str]) -> list[str]:
+    """Complain about names that could not be those of a folder."""
+    return [
+        f"{name}={config[name]!r}: a folder is named after it; it must not be empty, '.' or '..', "
+        "nor hold '/', '\\' or control characters, nor be longer than 150 bytes"
+        for name in names
+        if config[name] in ("", ".", "..")
+        or re.search(r"[/\\\x00-\x1f\x7f]", config[name])
+        or len(config[name].encode()) > 150
+    ]
 
 
 def positive(config: Config, names: Iterable[str], *, zero: bool = False) -> list[str]:
@@ -344,6 +374,7 @@ def problems(config: Config) -> list[str]:
         *positive(config, ("train.eval_every", "train.patience", "train.learning_rate")),
         *positive(config, ("train.weight_decay", "train.max_grad_norm", "seed"), zero=True),
         *positive(config, ("task.train_size", "task.eval_size")),
+        *name_problems(config, ("name", "task.name")),
         *one_of(config, "resume", ("retry_failed", "only_missing", "fresh")),
         *executor_problems(config),
         *positive(config, [n for n in ("engine.pack_size",) if n in config]),  # packs alone

@@ -20,12 +20,6 @@ OURS = f"""
 _TRIALS = f"{OURS} AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'lorasweep.key')"
 
 
-def file_of(uri: str) -> Path | None:
-    """Return the file of a local record; None for a server."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)) if uri.startswith(prefix) else None
-
-
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(

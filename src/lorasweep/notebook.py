@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep import app, cli, config, record, table
+from lorasweep import app, cli, config, record, table, words
 from lorasweep.composition import Composer, describe
 from lorasweep.errors import RecordError, RequestError
 
@@ -42,8 +42,9 @@ def sweep(*overrides: str) -> pd.DataFrame:
     config.register()
     try:
         with _composer() as composer:
-            params = cli.study_params(overrides, composer)
-            request = app.request_of(overrides, params, composer)
+            read = words.readable(overrides)
+            params = cli.study_params(read, composer)
+            request = app.request_of(read, params, composer)
             typed = ", ".join(f'"{word}"' for word in overrides)
             outcome = app.carry_out(replace(request, command=f"sweep({typed})", began=began))
     except (HydraException, OmegaConfBaseException) as error:

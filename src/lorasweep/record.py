@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from filelock import FileLock
 
-from lorasweep import glance, leases
+from lorasweep import addresses, glance, leases
 from lorasweep.errors import RecordError
 from lorasweep.store import Run, Store, Study, sentences
 from lorasweep.tables import Tables
@@ -28,14 +28,6 @@ _RUN_STATUS = {"done": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
 _LOOK_S = 1.0  # how old a controller's picture of the others may be
 
 
-def absolute(uri: str) -> str:
-    """Make a SQLite address independent of the folder it is used from."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return uri
-    return prefix + str(Path(uri.removeprefix(prefix)).resolve())
-
-
 class Record:
     """Writes trials into an MLflow store and says what is already there."""
 
@@ -45,7 +37,7 @@ class Record:
         Raises:
             RecordError: the store cannot be opened or written.
         """
-        self.uri, self.artifacts = absolute(uri), artifacts.resolve()
+        self.uri, self.artifacts = addresses.absolute(uri), artifacts.resolve()
         self._places: dict[str, str] = {}  # run → where its artefacts lie
         self._studies: dict[str, Study] = {}  # by name
         self._looked = 0.0
@@ -307,6 +299,8 @@ class Record:
     def open_sweep(self, study: str, name: str, description: str) -> str:
         """Return the run of a sweep, the one of an earlier call where there is one."""
         with self._sentences(), self._alone():
+            if addresses.record_file(self.uri) is not None:
+                self._store.relocate(self.artifacts)
             place = self._study(study)
             before = self._store.runs({"lorasweep.sweep": name}, study=place)
             if before:
@@ -317,15 +311,14 @@ class Record:
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Keep other processes of this machine from making the same sweep at the same moment."""
-        if not self.uri.startswith("sqlite:///"):
-            return contextlib.nullcontext()
-        return FileLock(Path(self.uri.removeprefix("sqlite:///")).with_suffix(".lock"))
+        file = addresses.record_file(self.uri)
+        return contextlib.nullcontext() if file is None else FileLock(file.with_suffix(".lock"))
 
     def _study(self, name: str) -> Study:
         if name in self._studies:
             return self._studies[name]
-        local = self.uri.startswith("sqlite:///")
-        place = (self.artifacts / name).as_uri() if local else None
+        local = addresses.record_file(self.uri) is not None
+        place = addresses.artifacts_at(self.artifacts / name) if local else None
         found = self._store.study(name)
         if found is None:
             # opens the UI on the table of runs, not on its tools for chat applications
@@ -339,8 +332,8 @@ class Record:
                 f"the study {name} was deleted from the record at {self.uri}; choose another "
                 f"name=, or bring it back (mlflow experiments restore -x {found.number})"
             )
-        if place is not None and not Path(found.place.removeprefix("file://")).exists():
-            # The record was moved, perhaps from another machine: what comes now lies beside it.
+        if place is not None:
+            # The record may have been moved or copied: what comes now lies beside it.
             found = Study(found.number, place)
         self._studies[name] = found
         return found
@@ -379,8 +372,8 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, default=str))
         place = self._places.pop(run, None) or self._run(run).place
-        if place.startswith("file://"):
-            to = Path(place.removeprefix("file://"))
+        to = addresses.artifacts_folder(place)
+        if to is not None:
             to.mkdir(parents=True, exist_ok=True)
             for item in folder.iterdir():
                 shutil.move(item, to / item.name)
@@ -405,7 +398,7 @@ class Record:
 
 def _open(uri: str) -> Store:
     """Open the store at a place, MLflow only where it is needed."""
-    file = glance.file_of(uri)
+    file = addresses.record_file(uri)
     if file is not None:
         if not file.exists():
             from lorasweep import client
@@ -452,8 +445,8 @@ def read(uri: str) -> list[dict[str, Any]]:
     Raises:
         RecordError: there is no record at ``uri``, or it cannot be read.
     """
-    uri = absolute(uri)
-    file = glance.file_of(uri)
+    uri = addresses.absolute(uri)
+    file = addresses.record_file(uri)
     if file is not None:
         if not file.exists():
             raise RecordError(f"no record at {uri}; run a sweep first (make sweep)")

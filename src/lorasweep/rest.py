@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lorasweep import glance
+from lorasweep.addresses import record_file
 from lorasweep.errors import DONE, SOME_FAILED
 from lorasweep.screen import results
 from lorasweep.trial import FINAL_STATES, State, Trial
@@ -57,7 +58,7 @@ def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int |
     objectives, a server, a run or a result that somebody left behind) is for those who write.
     """
     settings = request.settings
-    file = glance.file_of(str(settings["tracking.uri"]))
+    file = record_file(str(settings["tracking.uri"]))
     if request.search is not None or len(request.objectives) > 1 or file is None:
         return None
     study, sampler = str(settings["name"]), request.sampler(trials)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from lorasweep.errors import RecordError
@@ -43,6 +44,13 @@ class Store(Protocol):
 
     def make_study(self, name: str, place: str | None, tags: Mapping[str, str]) -> None:
         """Make a study, unless another process does in this very moment."""
+
+    def relocate(self, artifacts: Path) -> None:
+        """Have runs point to their artefacts below a folder, where those are found there.
+
+        That is where a record's artefacts lie (``STUDY/RUN/artifacts``), also after it was copied
+        or moved; its runs still name the folder that they were written to.
+        """
 
     def create(
         self, study: Study, name: str, tags: Mapping[str, str], params: Mapping[str, str]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorasweep import glance
+from lorasweep.addresses import artifacts_at
 from lorasweep.store import Point, Run, Study
 
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 8000  # characters; MLflow too cuts what is longer
@@ -174,6 +175,29 @@ class Tables:
                 number = int(made.number)
                 tagged = [{"experiment_id": number, "key": k, "value": v} for k, v in tags.items()]
                 _insert(connection, "experiment_tags", tagged)
+
+    def relocate(self, artifacts: Path) -> None:
+        """Do it, study by study (``Store``)."""
+        studies = "SELECT experiment_id, name, artifact_location FROM experiments"
+        for number, name, known in self._connection.execute(studies).fetchall():
+            folder = artifacts / name
+            place = artifacts_at(folder)
+            if place == known:
+                continue
+            own = "SELECT run_uuid FROM runs WHERE experiment_id = ?"
+            runs = [run for (run,) in self._connection.execute(own, (number,)).fetchall()]
+            there = [run for run in runs if (folder / run / "artifacts").is_dir()]
+            if not there:
+                continue
+            with self._writing() as connection:
+                connection.execute(
+                    "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                    (place, number),
+                )
+                connection.executemany(
+                    "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?",
+                    [(f"{place}/{run}/artifacts", run) for run in there],
+                )
 
     def create(
         self, study: Study, name: str, tags: Mapping[str, str], params: Mapping[str, str]
