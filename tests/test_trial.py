@@ -1,14 +1,95 @@
-"""When a worker counts as busy, and what a damaged weights file looks like."""
+"""What a trial's key is made of, when a worker counts as busy, what damaged weights look like."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+import yaml
 
+from lorasweep import space, trial
+from lorasweep.composition import Composer
 from lorasweep.errors import RecordError
 from lorasweep.models import source
 from lorasweep.record import Record, read
+from lorasweep.trial import Trial, key_of
 from lorasweep.use import Use
+from tests.conftest import ROOT
+
+# Finished trials keep these for ever, whatever settings, methods and names come or go. A release
+# that changes the numbers of one appends to trial.NUMERICS; one that adds a setting, to NEUTRAL.
+KEYS = {
+    "model=minilm method=lora": "53b3f2037469",
+    "model=minilm method=qlora target=attention lora.r=16": "47f048f9950f",
+    "model=minilm method=fft": "c4dcdd1cad44",
+    "model=minilm method=base": "399ff5ea85d0",
+    "model=llama3_8b task=yelp5 method=lora seed=1": "e9731e6c1d8a",
+    "model=llama3_8b task=yelp5 method=qlora method.double_quant=true lora.alpha=r": "a78f9c9e0dbc",
+    "model=llama3_8b task=yelp5 method=fft train=patil2025": "dd23c188e9f2",
+    "model=llama3_8b task=yelp5 method=base": "d98a3dac3322",
+    "model=smollm2_135m method=lora target=all_linear_head lora.dropout=0.05": "532046c6a5bf",
+    "model=smollm2_135m method=qlora method.quant=int8": "8ea3eda4077b",
+    "model=tiny_llama method=lora train.max_steps=10": "e44be2d7d414",
+    "model=tiny_bert method=qlora train.precision=bf16": "77d82e510bfa",
+}
+# Recorded trials whose key is another one by now, by study, and why.
+REKEYED: dict[str, str] = {}
+
+
+def trial_of(composer: Composer, typed: str) -> Trial:
+    problems: list[str] = []
+    found = space.expand(space.read(typed.split(), {}, composer, problems), composer, problems)
+    assert (problems, len(found)) == ([], 1)
+    return found[0]
+
+
+@pytest.mark.parametrize(("typed", "key"), KEYS.items(), ids=KEYS)
+def test_keys_are_for_ever(composer: Composer, typed: str, key: str) -> None:
+    assert trial_of(composer, typed).key == key
+
+
+@pytest.mark.parametrize("name", ["default_sweep", "patil2025_smollm2"])
+def test_recorded_trials_keep_their_keys(name: str) -> None:
+    table = pd.read_parquet(ROOT / f"docs/runs/{name}.parquet")
+    models = {f.stem: yaml.safe_load(f.read_text()) for f in (ROOT / "conf/model").glob("*.yaml")}
+    changed = set()
+    for row in table.itertuples():
+        config = {"seed": row.seed, "task.train_file": None, "task.eval_file": None}
+        config |= json.loads(str(row.config))
+        # the table leaves out where files lie; a path within a package is the same everywhere
+        config["model.path"] = models[config["model.name"]]["path"]
+        if key_of(config) != row.key:
+            changed.add(row.study)
+    assert changed == REKEYED.keys() & set(table["study"])
+
+
+def test_a_setting_at_its_neutral_value_is_not_in_the_key(
+    composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trial_of(composer, "model=tiny_llama").config
+    monkeypatch.setitem(trial.NEUTRAL, "method.dora", False)
+    assert key_of({**config, "method.dora": False}) == key_of(config)
+    assert key_of({**config, "method.dora": True}) != key_of(config)
+
+
+def test_only_trials_whose_numbers_a_release_changed_run_again(
+    composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("seed=1", "train.batch_size=4", "train.batch_size=4 train.weight_decay=0.1")
+
+    def keys() -> list[str]:
+        return [trial_of(composer, f"model=tiny_llama {typed}").key for typed in words]
+
+    def changed(why: str, setting: str, value: Any) -> list[bool]:
+        before = keys()
+        trial.NUMERICS.append((why, lambda config: bool(config[setting] == value)))
+        return [a != b for a, b in zip(before, keys(), strict=True)]
+
+    monkeypatch.setattr(trial, "NUMERICS", [*trial.NUMERICS])
+    assert changed("batches of 4", "train.batch_size", 4) == [False, True, True]
+    assert changed("decay", "train.weight_decay", 0.1) == [False, False, True]
+    assert changed("never", "train.batch_size", 3) == [False, False, False]
 
 
 def test_a_worker_with_several_trials_is_busy_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorasweep.trial import relevant
+from lorasweep.trial import NEUTRAL, relevant
 
 METRICS = (
     "eval/accuracy",
@@ -145,7 +145,8 @@ def _value(text: Any) -> Any:
 def _config(run: Run) -> dict[str, Any]:
     """Return the settings that can change this run's result, typed again."""
     least = {"method.trains": None, "method.quant": None, "model.source": None}
-    config = least | {name: _value(text) for name, text in run.items() if name.startswith(_GROUPS)}
+    known = {name: _value(text) for name, text in run.items() if name.startswith(_GROUPS)}
+    config = least | NEUTRAL | known  # a setting that came after the run was at its neutral value
     return relevant(config) | {"method.trains": config["method.trains"]}
 
 

@@ -41,6 +41,20 @@ _ADAPTER_ONLY = ("lora.", "target.")
 _QUANT_ONLY = ("method.double_quant", "method.compute_dtype", "method.kbit_prepare")
 _UNTRAINED = ("train.precision", "train.max_length", "train.padding")
 
+# Settings that are younger than recorded sweeps, with the value at which they change nothing
+# (off, null). There they stay out of the key, so that finished trials keep theirs. A new setting
+# that can change a result gets its line here together with its default in conf/:
+#     "method.dora": False,
+NEUTRAL: dict[str, Any] = {}
+
+# Which trials give other numbers than an earlier release did, and why: one line a change. Their
+# keys hold how many of these changes concern them, so that they run again, and no others do.
+# Only ever append: a line that goes or changes gives finished trials the keys of outdated ones.
+# A predicate gets all settings, flat, and reads none of LOOSE; it has to leave out trials that
+# the setting does not matter to (nothing is trained where method.trains is null):
+#     ("the loss is divided by the steps", lambda c: bool(c["method.trains"]) and c["..."] > 1),
+NUMERICS: list[tuple[str, Callable[[Config], bool]]] = []
+
 
 def relevant(config: Config) -> dict[str, Any]:
     """Return the settings that can change the trial's result, and no others, in sorted order.
@@ -48,6 +62,21 @@ def relevant(config: Config) -> dict[str, Any]:
     ``method=base lora.r=1,2,4`` is one trial, not three: rank means nothing without an adapter.
     """
     return {name: config[name] for name in _relevant(config)}
+
+
+def numerics(config: Config) -> int:
+    """Return how many releases changed the numbers of trials like this one."""
+    return sum(concerned(config) for _, concerned in NUMERICS)
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """Return what the key is a hash of, in sorted order."""
+    found = relevant(config)
+    for name in NEUTRAL.keys() & found.keys():
+        if found[name] == NEUTRAL[name]:
+            del found[name]
+    number = numerics(config)
+    return dict(sorted({**found, "numerics": number}.items())) if number else found
 
 
 def _relevant(config: Config) -> tuple[str, ...]:
@@ -120,12 +149,13 @@ _text_of_number = lru_cache(maxsize=4096, typed=True)(_encode)  # 1, 1.0 and Tru
 
 def key_of(config: Config) -> str:
     """Hash of all that can change the trial's result: 12 hexadecimal digits of SHA-256."""
-    return _hash(_encode(relevant(config)))
+    return _hash(_encode(_identity(config)))
 
 
 def key_form(config: Config) -> Form:
     """Return the form of what is hashed, the same for all trials of a kind."""
-    return form(config, _relevant(config), _encode, ",", ":")
+    identity = _identity(config)
+    return form(identity, identity, _encode, ",", ":")
 
 
 def _hash(text: str) -> str:
