@@ -12,10 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from lorasweep import tasks
 from lorasweep.engines.base import Engine
 from lorasweep.engines.packed.engine import PackedEngine
 from lorasweep.engines.trainer import TrainerEngine
-from lorasweep.models import load, source
+from lorasweep.models import adapters, load, source
 from lorasweep.trial import Result, Trial
 from tests.engines.conftest import Make, Watch, place, run
 
@@ -207,3 +208,80 @@ def stock_scores(trial: Trial, adapter: Path) -> np.ndarray[Any, Any]:
     with torch.no_grad():
         scores: np.ndarray[Any, Any] = model(**batch).logits.numpy()
     return scores
+
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+WITHOUT_DROPOUT = [f"+model.shape.{name}=0.0" for name in DROPOUTS]
+ACCUMULATED = ["train.batch_size=4", "train.accumulation=2"]
+
+
+@BOTH
+@pytest.mark.parametrize("model", [["model=tiny_llama"], ["model=tiny_bert", *WITHOUT_DROPOUT]])
+def test_accumulation_changes_nothing_but_the_size_of_a_pass(
+    engine: type[Engine], model: list[str], make: Make, tmp_path: Path
+) -> None:
+    """Two steps an epoch: of eight texts, and of the six (4 + 2, or 2 + 2 + 2) that are left."""
+    common = [*model, "task.train_size=14", "train.epochs=3"]
+    (whole,) = make(*common, "train.batch_size=8")
+    expected = run(engine(), [whole], tmp_path).results[whole.key]
+    for batch, accumulation in ((4, 2), (2, 4)):
+        (parts,) = make(*common, f"train.batch_size={batch}", f"train.accumulation={accumulation}")
+        found = run(engine(), [parts], tmp_path).results[parts.key]
+        assert found.metrics["train/steps"] == expected.metrics["train/steps"] == 6
+        assert found.metrics["train/loss"] == pytest.approx(expected.metrics["train/loss"])
+        for name in ("train/loss", "train/grad_norm"):
+            assert curve(found, name) == pytest.approx(curve(expected, name), rel=1e-4)
+        close(weights_of(parts, tmp_path), weights_of(whole, tmp_path))
+
+
+@BOTH
+def test_accumulated_steps_are_those_of_a_loop_written_by_hand(
+    engine: type[Engine], make: Make, tmp_path: Path
+) -> None:
+    """Each step is of all six texts, in passes of four and two."""
+    (trial,) = make(
+        "model=tiny_llama", "task.train_size=6", "train.epochs=5", *ACCUMULATED,
+        "train.max_grad_norm=0.5", "train.warmup=0", "train.schedule=constant",
+    )  # fmt: skip
+    result = run(engine(), [trial], tmp_path).results[trial.key]
+    losses, expected = by_hand(trial)
+    assert list(curve(result, "train/loss").values()) == pytest.approx(losses, rel=1e-5)
+    assert result.metrics["train/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    close(weights_of(trial, tmp_path), expected)
+
+
+def by_hand(trial: Trial) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Five steps, each of the whole training set: the losses before them, the weights after."""
+    found = source.locate(source.settings(trial), source.cache_home())
+    task, tokenizer = trial.group("task"), load.tokenizer(found.folder)
+    data = tasks.load(task, source.cache_home())
+    length = trial["train.max_length"]
+    texts = [tokenizer(t, truncation=True, max_length=length).input_ids for t in data.train.texts]
+    pad = tokenizer.pad_token_id
+    width = max(map(len, texts))
+    ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
+    model = adapters.prepare(trial, load.base(trial, found.folder, data.labels, pad))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=trial["train.learning_rate"], weight_decay=0.0)
+    losses = []
+    for _ in range(5):
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(data.train.labels))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    state: dict[str, torch.Tensor] = peft.get_peft_model_state_dict(model)
+    return losses, state
+
+
+def weights_of(trial: Trial, root: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(place(root)(trial) / "adapter" / "adapter_model.safetensors"))
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5, msg=name)

@@ -157,6 +157,16 @@ def _steps(trial: Trial, examples: int) -> int:
     return max(1, math.ceil(epoch * float(train["epochs"])))
 
 
+def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    """Return a micro-batch's part of the mean loss of all items of its optimizer step.
+
+    The models' own losses are means of a micro-batch, which the Trainer adds up undivided where
+    a model's forward takes ``**kwargs``.
+    """
+    share = labels.ne(-100).sum() / num_items_in_batch  # 1 without accumulation
+    return nn.functional.cross_entropy(outputs["logits"], labels) * share
+
+
 def _scored(prediction: transformers.EvalPrediction) -> dict[str, float]:
     return tasks.metrics(prediction.label_ids, prediction.predictions)
 
@@ -211,6 +221,7 @@ class _Session:
             eval_dataset=self.eval_set.remove_columns("id"),
             data_collator=collate,
             compute_metrics=_scored,
+            compute_loss_func=_loss,
             callbacks=callbacks,
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)

@@ -230,9 +230,6 @@ class Base:
         return adapter.head(pooled)
 
     def losses(self, now: Pass) -> list[torch.Tensor]:
-        """Mean loss of each lane, shape ()."""
-        scores = self.scores(now)
-        return [
-            functional.cross_entropy(part, labels)
-            for part, labels in zip(scores, now.labels.split(now.texts), strict=True)
-        ]
+        """Return what each lane adds to the mean loss of its optimizer step, shape ()."""
+        parts = zip(now.lanes, self.scores(now), now.labels.split(now.texts), strict=True)
+        return [functional.cross_entropy(part, labels) * lane.share for lane, part, labels in parts]

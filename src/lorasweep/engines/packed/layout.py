@@ -50,11 +50,13 @@ class Lane:
         rows: the texts, by their row in the side.
         width: tokens of a row in the batch that the trial alone would have seen, padding
             included: dropout draws for every one of them.
+        share: of these texts in those of the optimizer step.
     """
 
     adapter: "Adapter"
     rows: Sequence[int]
     width: int
+    share: float = 1.0
     tokens: int = 0
     tight: Grid = field(init=False)  # as narrow as the longest text
     alone: Grid = field(init=False)  # as wide as alone

@@ -72,7 +72,8 @@ class Member:
         whole = self.train["padding"] == "max_length"
         self.texts += len(rows)
         self.tokens += int(self._longest[rows].sum())
-        return Lane(self.adapter, rows, int(self.train["max_length"]) if whole else longest)
+        width = int(self.train["max_length"]) if whole else longest
+        return Lane(self.adapter, rows, width, self.order.share)
 
     def learn(self, loss: torch.Tensor) -> float | None:
         """Book a micro-batch whose gradient is there; at the end of a step, take the step.

@@ -127,6 +127,14 @@ class Order:
         return self.rows[start : start + self.batch]
 
     @property
+    def share(self) -> float:
+        """Share of the micro-batch just taken in the texts of its optimizer step."""
+        first = (self.position - 1) // self.accumulation * self.accumulation
+        end = min((first + self.accumulation) * self.batch, len(self.rows))
+        start = (self.position - 1) * self.batch
+        return (min(start + self.batch, end) - start) / (end - first * self.batch)
+
+    @property
     def at_step_end(self) -> bool:
         """Whether the micro-batch just taken is the last one of its optimizer step."""
         return self.position % self.accumulation == 0 or self.position == self.batches
