@@ -4,6 +4,7 @@ import pandas as pd
 
 from analysis import cells, style
 from analysis.cells import View
+from analysis.names import escaped
 
 BAR_FIGURES = {(1, 2): 7, (4, 8): 8, (16, 32): 9, (64, 128): 10, (256, 512): 11}
 MEMORY = {
@@ -100,11 +101,10 @@ def notes(view: View) -> list[str]:
 
 
 def _caption(view: View, number: str, what: str, metrics: tuple[str, ...], *, lines: bool) -> str:
-    head = f"**{number}.** {view.model} on {view.task}: {what}."
     if view.done.empty:
-        return f"**{number}: not drawn.** {_sentence(nothing(view))}"
+        return f"**{number}: not drawn.** {escaped(_sentence(nothing(view)))}"
     parts = [
-        head,
+        f"{view.model} on {view.task}: {what}.",
         _sentence(_count(view)),
         _sentence(_spread(view, lines)),
         _sentence(_setting(view)),
@@ -118,7 +118,7 @@ def _caption(view: View, number: str, what: str, metrics: tuple[str, ...], *, li
         parts.append(_sentence(view.remark))
     if not view.left_out.empty:
         parts.append(_sentence(_left_out(view)))
-    return " ".join(parts)
+    return f"**{number}.** {escaped(' '.join(parts))}"
 
 
 def _sentence(text: str) -> str:

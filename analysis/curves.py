@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, style
 from analysis.cells import View
+from analysis.names import escaped
 from lorasweep.errors import RequestError
 
 Colour = tuple[float, float, float]
@@ -56,7 +57,7 @@ def caption(
     if known.empty:
         return f"**Learning curves: not drawn.** No {NAMES[metric]} is in the results."
     return (
-        f"**Learning curves.** {model} on {task}: {NAMES[metric]} at α = 2r, "
+        f"**Learning curves.** {escaped(model)} on {escaped(task)}: {NAMES[metric]} at α = 2r, "
         f"{known['key'].nunique()} trials; thin lines are seeds, thick ones their mean, darker is "
         "a higher rank. The highest 0.5 % of the values lie outside the axes."
     )

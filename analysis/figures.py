@@ -19,6 +19,7 @@ from matplotlib.text import Text
 
 from analysis import captions, cells, rates, style
 from analysis.cells import Series, View
+from analysis.names import escaped, image, stem
 from analysis.slices import slices
 from lorasweep.errors import RecordError, RequestError
 
@@ -159,13 +160,12 @@ def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
     try:
         for model, task in places.itertuples(index=False, name=None):
             if (model, task) in searches:
-                written += _draw_search(table, model, task, out / f"{model}_{task}")
+                written += _draw_search(table, model, task, out / stem(model, task))
                 continue
             readings = slices(table, model, task)
             for one in readings:
                 shown = one.table if len(readings) > 1 else table
-                name = "_".join(filter(None, [model, task, one.name])).replace("/", "-")
-                written += _draw_place(shown, model, task, out / name)
+                written += _draw_place(shown, model, task, out / stem(model, task, one.name))
     except OSError as error:
         raise RecordError(f"The figures could not be written to {out}: {error}.") from error
     return written
@@ -180,14 +180,14 @@ def _draw_search(table: pd.DataFrame, model: str, task: str, folder: Path) -> li
 
 def _draw_place(table: pd.DataFrame, model: str, task: str, folder: Path) -> list[Path]:
     written: list[Path] = []
-    text = [f"# {model} on {task}", ""]
-    for stem, (draw, tell) in FIGURES.items():
+    text = [f"# {escaped(model)} on {escaped(task)}", ""]
+    for name, (draw, tell) in FIGURES.items():
         try:
-            written += style.save(draw(table, model, task), folder / stem)
-            text += [f"![{stem}]({stem}.png)", ""]
+            written += style.save(draw(table, model, task), folder / name)
+            text += [image(name, f"{name}.png"), ""]
         except RequestError:  # nothing to draw: the caption says so
             for suffix in (".pdf", ".png"):
-                (folder / stem).with_suffix(suffix).unlink(missing_ok=True)
+                (folder / name).with_suffix(suffix).unlink(missing_ok=True)
         told = tell(table, model, task)
         text += [told, ""] if told else []
     folder.mkdir(parents=True, exist_ok=True)

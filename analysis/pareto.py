@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from analysis import cells, style
 from analysis import table as tidy
 from analysis.cells import View
+from analysis.names import escaped
 from lorasweep.costs import Calibration, Data, devices, memory, seconds
 from lorasweep.errors import RequestError
 from lorasweep.trial import Trial
@@ -226,9 +227,10 @@ def caption(table: pd.DataFrame, model: str, task: str) -> str:
         return "**Accuracy against cost: not drawn.** No finished trial."
     planned = [price.column for price in prices if price.predicted]
     told = (
-        f"**Accuracy against cost.** {model} on {task}: each point a combination of method, "
-        f"layers, r and α, the mean of up to {int(frame['n'].max())} seeds with its 95 % t "
-        "interval; the line joins those that nothing cheaper beats."
+        f"**Accuracy against cost.** {escaped(model)} on {escaped(task)}: each point a "
+        "combination of method, layers, r and α, the mean of up to "
+        f"{int(frame['n'].max())} seeds with its 95 % t interval; the line joins those that "
+        "nothing cheaper beats."
     )
     if planned:
         told += (

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from analysis import cells, style
+from analysis.names import escaped
 from lorasweep.errors import RequestError
 
 SEARCHED = 3  # with fewer rates it is a comparison of rates
@@ -99,6 +101,7 @@ def plot(table: pd.DataFrame, model: str, task: str) -> Figure:
             _line(axes, rows, (str(method), str(target)))
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("learning rate")
         axes.set_ylabel("accuracy")
         handles, labels = axes.get_legend_handles_labels()
@@ -145,9 +148,9 @@ def caption(table: pd.DataFrame, model: str, task: str) -> str:
     rank, alpha = rows[["r", "alpha"]].iloc[0]
     seeds = ", ".join(f"{seed:g}" for seed in sorted(rows["seed"].unique()))
     told = (
-        f"**The learning rate.** {model} on {task}, r = {rank:g}, α = {alpha:g}, seeds {seeds}: "
-        "mean accuracy at each rate that was tried; rings mark the picks, the highest mean of "
-        "each method and target."
+        f"**The learning rate.** {escaped(model)} on {escaped(task)}, r = {rank:g}, "
+        f"α = {alpha:g}, seeds {seeds}: mean accuracy at each rate that was tried; rings mark "
+        "the picks, the highest mean of each method and target."
     )
     lost = int(frame["lost"].sum())
     return told + (f" {lost} trials did not finish; their rates are not picked." if lost else "")

@@ -26,6 +26,7 @@ _RC: dict[Any, Any] = {
     "legend.fontsize": 7.5,
     "figure.titlesize": 9,
     "text.color": INK,
+    "text.parse_math": False,  # a name with $ is no formula
     "axes.labelcolor": INK,
     "axes.edgecolor": GREY,
     "xtick.color": INK,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.cells import most_common
+from analysis.names import escaped
 from lorasweep.errors import RecordError
 
 _SCORES = {
@@ -62,12 +63,15 @@ def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Render a frame as a Markdown table; numbers with four digits, gaps as a dash."""
+    """Render a frame as a Markdown table; numbers with four digits, gaps as a dash.
+
+    Text is shown as it is, but for ``**word**``.
+    """
 
     def cell(value: object) -> str:
         if value is None or value != value:
             return "–"
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return f"{value:.4g}" if isinstance(value, float) else escaped(str(value))
 
     head = [str(column) for column in frame.columns]
     lines = [head, ["---"] * len(head)]

@@ -4,7 +4,6 @@ Written once as Markdown with its figures beside it, and rendered from that as o
 needs nothing else. The same table gives the same bytes.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from analysis import best, claims, curves, figures, pareto, rates, small_alpha, style, tables
 from analysis.claims import Scorecard, patil2025
 from analysis.details import Details
+from analysis.names import escaped, image, stem
 from analysis.paper_tables import (
     BENCH,
     Measurements,
@@ -104,11 +104,11 @@ class _Pictures:
     def __init__(self, folder: Path) -> None:
         self.folder, self.written = folder, list[Path]()
 
-    def add(self, figure: Figure, stem: str, about: str) -> str:
+    def add(self, figure: Figure, name: str, about: str) -> str:
         """Save a figure and return the Markdown that shows it."""
-        (png,) = style.save(figure, self.folder / "figures" / stem, (".png",))
+        (png,) = style.save(figure, self.folder / "figures" / name, (".png",))
         self.written.append(png)
-        return f"![{about}](figures/{png.name})"
+        return image(about, f"figures/{png.name}")
 
 
 def _question(source: Source, cards: Sequence[Scorecard]) -> str:
@@ -128,8 +128,8 @@ def _question(source: Source, cards: Sequence[Scorecard]) -> str:
     answer += f" The results hold {done} finished trials of {len(source.table)}."
     if first.part.model != patil2025.PAPER_MODEL:
         answer += (
-            f" The model here is {first.part.model} and not LLaMA3-8B: a verdict says whether the "
-            "claim carries over to it, not whether the paper measured well."
+            f" The model here is {escaped(first.part.model)} and not LLaMA3-8B: a verdict says "
+            "whether the claim carries over to it, not whether the paper measured well."
         )
     return f"{asked}\n\n{answer}"
 
@@ -138,7 +138,7 @@ def _counted(card: Scorecard) -> str:
     """``On toy on stars, learning rate 0.001, of the ten claims: 1 confirmed, …``."""
     counts = Counter(claim.verdict for claim in card.claims)
     told = ", ".join(f"{counts[v]} {v}" for v in ("confirmed", "refuted", "undecided"))
-    return f"On {card.title}, of the ten claims: {told}."
+    return f"On {escaped(card.title)}, of the ten claims: {told}."
 
 
 def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
@@ -154,7 +154,7 @@ def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
     )
     found = [rules]
     for card in cards:
-        found += [f"### {_safe(card.title)}", tables.markdown(_cells(claims.summary(card)))]
+        found += [f"### {escaped(card.title)}", tables.markdown(claims.summary(card))]
     return found
 
 
@@ -162,8 +162,8 @@ def _best(source: Source, cards: Sequence[Scorecard]) -> list[str]:
     """What a reader would choose."""
     found = ["## What would do", best.SAYS] if cards else []
     for card in cards:
-        told = tables.markdown(_cells(best.table(card.part, source.details)))
-        found += [f"### {_safe(card.title)}", told]
+        told = tables.markdown(best.table(card.part, source.details))
+        found += [f"### {escaped(card.title)}", told]
     return found
 
 
@@ -175,12 +175,12 @@ def _setting(source: Source, cards: Sequence[Scorecard]) -> list[str]:
         return [told]
     tuned = [card.part for card in cards if card.part.name == "tuned"]
     notes = [
-        f"Tuned means: {_safe(part.title)}. "
+        f"Tuned means: {escaped(part.title)}. "
         + (_SEARCHED if rates.picks(table, part.model) else _TUNED)
         for part in tuned
     ]
     frame = accounts.settings(card.part for card in cards)
-    return [tables.markdown(_cells(frame)), *notes, told]
+    return [tables.markdown(frame), *notes, told]
 
 
 def _rates(source: Source, pictures: _Pictures) -> list[str]:
@@ -188,9 +188,9 @@ def _rates(source: Source, pictures: _Pictures) -> list[str]:
     found = []
     for model, task in rates.searches(source.table):
         told = rates.caption(source.table, model, task)
-        stem = f"{model}_{task}_learning_rates".replace("/", "-")
+        name = stem(model, task, "learning_rates")
         found += ["## The learning rate, searched beforehand"]
-        found += [pictures.add(rates.plot(source.table, model, task), stem, "learning rates"), told]
+        found += [pictures.add(rates.plot(source.table, model, task), name, "learning rates"), told]
     return found
 
 
@@ -206,13 +206,13 @@ _TUNED = (
 def _figures(card: Scorecard, source: Source, pictures: _Pictures) -> list[str]:
     part = card.part
     where = part.table, part.model, part.task
-    prefix = "_".join(filter(None, [part.model, part.task, part.name])).replace("/", "-")
-    found = [f"## Figures: {_safe(card.title)}"]
-    for stem, (draw, tell) in figures.FIGURES.items():
-        found += _shown(lambda d=draw: d(*where), pictures, f"{prefix}_{stem}", tell(*where))
+    prefix = stem(part.model, part.task, part.name)
+    found = [f"## Figures: {escaped(card.title)}"]
+    for name, (draw, tell) in figures.FIGURES.items():
+        found += _shown(lambda d=draw: d(*where), pictures, f"{prefix}_{name}", tell(*where))
     below = small_alpha.table(part, source.details)
     if len(below):
-        found += ["### α below the rank, in numbers", tables.markdown(_cells(below))]
+        found += ["### α below the rank, in numbers", tables.markdown(below)]
     found += ["### Accuracy against cost"]
     found += _shown(
         lambda: pareto.plot_pareto(*where), pictures, f"{prefix}_pareto", pareto.caption(*where)
@@ -223,19 +223,19 @@ def _figures(card: Scorecard, source: Source, pictures: _Pictures) -> list[str]:
         if metric != "train/loss" and not (known["metric"] == metric).any():
             continue
         told = curves.caption(part.table, known, part.model, part.task, metric)
-        stem = f"{prefix}_curves_{metric.replace('/', '_')}"
+        name = f"{prefix}_curves_{metric.replace('/', '_')}"
         found += _shown(
             lambda m=metric: curves.plot_curves(part.table, known, part.model, part.task, m),
-            *(pictures, stem, told),
+            *(pictures, name, told),
         )
     return found
 
 
-def _shown(draw, pictures: _Pictures, stem: str, caption: str) -> list[str]:  # type: ignore[no-untyped-def]
+def _shown(draw, pictures: _Pictures, name: str, caption: str) -> list[str]:  # type: ignore[no-untyped-def]
     """A picture and its caption, or the caption alone where there is nothing to draw."""
-    about = re.sub(r"[*\[\]]", "", caption).split(". ")[0]
+    about = caption.replace("**", "").split(". ")[0]
     try:
-        return [pictures.add(draw(), stem, about), caption]
+        return [pictures.add(draw(), name, about), caption]
     except RequestError:
         return [caption]
 
@@ -248,7 +248,7 @@ def _tables(source: Source) -> list[str]:
         "device named above, or from bench/."
     ]
     if measured.arms.place:
-        found[0] += f" The cost study ran on {_safe(measured.arms.place['device'])}."
+        found[0] += f" The cost study ran on {escaped(measured.arms.place['device'])}."
     for title, make in _PAPER_TABLES.items():
         found += [f"### {title}", tables.markdown(for_people(make(measured)))]
     return [*found, "### Table 5. The base model", tables.markdown(tables.table5(source.table))]
@@ -267,7 +267,7 @@ def _plan(source: Source) -> list[str]:
     for column in rounded.select_dtypes("number").columns:
         digits = 0 if column in ("trials", "packed") else 2
         rounded[column] = [_number(value, digits) for value in rounded[column]]
-    return [*notes, tables.markdown(_cells(rounded))] if len(frame) else notes
+    return [*notes, tables.markdown(rounded)] if len(frame) else notes
 
 
 def _failures(source: Source) -> list[str]:
@@ -279,7 +279,7 @@ def _failures(source: Source) -> list[str]:
     shown = lost.head(60)
     more = f"The first {len(shown)} of {len(lost)} rows:" if len(lost) > len(shown) else ""
     head = f"{counts.sum()} of {len(source.table)}: {told}."
-    return [head, more, tables.markdown(_cells(shown)), *collapsed]
+    return [head, more, tables.markdown(shown), *collapsed]
 
 
 def _collapsed(source: Source) -> list[str]:
@@ -289,7 +289,7 @@ def _collapsed(source: Source) -> list[str]:
     return [
         "These finished and learnt little: their accuracy is nearer to the untrained base's than "
         "to the best mean of their method and target.",
-        tables.markdown(_cells(found)),
+        tables.markdown(found),
     ]
 
 
@@ -302,10 +302,10 @@ def _evidence(cards: Sequence[Scorecard]) -> list[str]:
     for card in cards:
         for claim in card.claims:
             found += [
-                f"### {claim.number}, {_safe(card.title)}",
+                f"### {claim.number}, {escaped(card.title)}",
                 f"{claim.says} **{claim.verdict}**",
                 f"Read as: {claim.reading}.",
-                tables.markdown(_cells(_parts(claim))),
+                tables.markdown(_parts(claim)),
             ]
     return found if cards else ["None."]
 
@@ -344,21 +344,6 @@ def _again(source: Source) -> list[str]:
         f"in the column `config` of the table):\n\n{lines}"
     )
     return found
-
-
-def _cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """Same table with text that cannot break out of its cell."""
-
-    def cell(value: object) -> object:
-        return _safe(value) if isinstance(value, str) else value
-
-    return pd.DataFrame({name: [cell(v) for v in frame[name].tolist()] for name in frame})
-
-
-def _safe(text: str) -> str:
-    """Text as itself in Markdown; ``**word**`` stays bold."""
-    bold = re.fullmatch(r"\*\*(\w+)\*\*", text)
-    return text if bold else re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text).replace("\n", " ")
 
 
 def _number(value: float, digits: int) -> str:

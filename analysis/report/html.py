@@ -2,8 +2,9 @@
 
 import base64
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 
@@ -55,7 +56,7 @@ def page(markdown: str, folder: Path) -> str:
     title = markdown.splitlines()[0].lstrip("# ")
     # Without HTML in the source, what a trial said when it failed cannot become markup.
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = _IMAGE.sub(lambda found: f'<img src="{_inside(folder / found[1])}"', body)
+    body = _IMAGE.sub(lambda found: f'<img src="{_inside(folder, found[1])}"', body)
     body = _VERDICT.sub(r'<span class="verdict \1">\1</span>', body)
     body = _NUMBER.sub(r'<td class="n">\1</td>', body)
     body = _CAPTION.sub(r'<p class="caption"><strong>\1', body)
@@ -71,7 +72,8 @@ def page(markdown: str, folder: Path) -> str:
     )
 
 
-def _inside(image: Path) -> str:
+def _inside(folder: Path, link: str) -> str:
+    image = folder / unquote(unescape(link))
     return f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
 
 

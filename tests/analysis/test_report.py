@@ -1,15 +1,18 @@
+import html
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 
-from analysis import best, cells, curves, details, pareto, report, slices, table
+from analysis import best, cells, curves, details, figures, pareto, report, slices, table
 from analysis.report import accounts
 from lorasweep.errors import RequestError
 
@@ -72,6 +75,44 @@ def test_the_page_needs_nothing_else_and_is_the_same_twice(
     assert page.count("<img ") == len(shown)
     assert "1 oom" in markdown
     assert "/home/someone" not in markdown
+
+
+NAMES = [
+    "my étude x[1] (a) 50% #1",
+    "org/`a|b` <b> ](x) *b* _c_ a&amp;b",
+    "$x_1 $\\frac$ it's ?",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_shown_as_it_is_and_keeps_its_pictures(
+    run: Callable[..., Run], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = {"model.name": name, "task.name": name.replace("/", "-")}
+    runs = [run(method, r=r, **ours) for method in ("lora", "qlora") for r in (1, 2)]
+    trials = table.tidy(runs)
+    page = write(trials, tmp_path / "a")
+    drawn = sorted(f.name for f in (tmp_path / "a/figures").iterdir())
+    assert len(drawn) >= 3
+    told = (tmp_path / "a/report.md").read_text()
+    shown = _pictures(told)
+    assert sorted(Path(one).name for one in shown) == drawn
+    assert page.count('<img src="data:image/png;base64,') == len(drawn)
+    assert f"{name} on {ours['task.name']}" in html.unescape(page)
+
+    monkeypatch.setattr(figures, "FIGURES", {"overview": figures.FIGURES["overview"]})
+    *_, captions = figures.draw_all(trials, tmp_path / "figures")
+    assert [captions.parent / one for one in _pictures(captions.read_text())] == [
+        captions.parent / "overview.png"
+    ]
+    assert captions.parent.parent == tmp_path / "figures"
+
+
+def _pictures(markdown: str) -> list[str]:
+    """Files of the pictures that a page in Markdown shows."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    inline = [child for token in tokens for child in token.children or []]
+    return [unquote(str(one.attrs["src"])) for one in inline if one.type == "image"]
 
 
 def test_a_report_of_almost_nothing(run: Callable[..., Run], tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Blanks, accents, brackets, # and % in every name and folder, from the sweep to the report."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from analysis import __main__ as analysis
+from lorasweep import addresses, record
+from lorasweep.composition import Composer
+from lorasweep.models import source
+from lorasweep.trial import Trial
+from tests.conftest import Sweep
+
+
+def test_any_name_from_the_sweep_to_the_report(
+    sweep: Sweep, data: list[str], cache: Path, composer: Composer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    here = tmp_path / "mon dossier été"
+    here.mkdir()
+    for word, name in zip(data[1:], ("train (1).csv", "c#.csv"), strict=True):
+        shutil.copy(word.split("=")[1], here / name)
+    base = source.settings(Trial(composer(["model=tiny_bert"]).flat))
+    shutil.copytree(source.locate(base, cache).folder, here / "modèle [1]")
+
+    output, study = "résultats 100%20 #1", "étude [1] #2 $x"
+    done = sweep(
+        "-m", "model=tiny_bert", "model.source=path", "model.path=modèle [1]", "model.name=mod [è]",
+        "task=local", "task.name=vu (1) $y_z", "task.train_file=train (1).csv",
+        "task.eval_file=c#.csv", f"output_dir={output}", f"name={study}", "method=lora",
+        "lora.r=1,2", "train.max_steps=2", "train.max_length=16", cwd=here,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {f.name for f in here.iterdir()} == {"train (1).csv", "c#.csv", "modèle [1]", output}
+    assert {f.name for f in (here / output / "artifacts").iterdir()} == {study}
+
+    uri = addresses.record_at(here / output / "mlflow.db")
+    rows = record.read(uri)
+    for row in rows:
+        found = mlflow.artifacts.list_artifacts(run_id=row["run_id"], tracking_uri=uri)
+        assert {"adapter", "predictions.parquet"} <= {file.path for file in found}
+    assert len(rows) == 2
+
+    monkeypatch.chdir(here)
+    assert analysis.main(["figures", "--uri", uri]) == 0
+    assert analysis.main(["report", "--uri", uri]) == 0
+    assert list(here.glob("results/figures/*/overview.png"))
+    page = (here / "results/report/report.html").read_text()
+    pictures = list((here / "results/report/figures").iterdir())
+    assert len(pictures) == page.count('<img src="data:image/png') >= 3
+    assert "mod [è] on vu (1) $y_z" in page
