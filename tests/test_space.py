@@ -241,12 +241,23 @@ def test_all_problems_are_found_at_once(composer: Composer) -> None:
         ("target.roles=[]", "at least one layer"),
         ("lora.rank=8", "did you mean 'lora.r'?"),
         ("train.max_length=1000", "reads at most 512"),
+        ("model=roberta_base train.max_length=513", "reads at most 512"),
+        (
+            "model=tiny_bert model.shape.model_type=roberta train.max_length=65 "
+            "model.shape.max_position_embeddings=66 +model.shape.pad_token_id=1",
+            "reads at most 64",
+        ),
         ("train.patience=2", "needs train.eval_every"),
         ("method=fft method.quant=nf4", "cannot be trained"),
     ],
 )
 def test_bad_values_are_explained(composer: Composer, typed: str, says: str) -> None:
     assert says in problems(composer, *typed.split())[0]
+
+
+@pytest.mark.parametrize("model", ["minilm", "roberta_base"])
+def test_the_longest_text_that_a_model_reads_is_allowed(composer: Composer, model: str) -> None:
+    assert problems(composer, f"model={model}", "train.max_length=512") == []
 
 
 def test_every_option_of_every_group_composes(composer: Composer) -> None:

@@ -397,7 +397,10 @@ def problems(config: Config) -> list[str]:
             f"method={config['method.name']} method.quant={config['method.quant']}: quantised "
             "weights cannot be trained; use method=qlora, or method.quant=null"
         )
-    limit = config.get("model.shape.max_position_embeddings")
+    prefix = "model.shape."
+    limit = roles.longest_text(
+        {n.removeprefix(prefix): v for n, v in config.items() if n.startswith(prefix)}
+    )
     if limit is not None and config["train.max_length"] > limit:
         found.append(
             f"train.max_length={config['train.max_length']}: {config['model.name']} reads at most "

@@ -5,8 +5,9 @@ down). The table maps it to the suffix of the module's name in transformers. A l
 serves several roles at once (GPT-2's ``c_attn``) carries them joined by ``+``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 LLAMA = {
     "query": "self_attn.q_proj",
@@ -46,6 +47,8 @@ ROLES: dict[str, dict[str, str]] = {
 # The list of blocks, and the module that turns the last hidden state into class scores.
 BLOCKS = {"llama": "model.layers", "bert": "bert.encoder.layer", "roberta": "roberta.encoder.layer"}
 HEADS = {"llama": "score", "bert": "classifier", "roberta": "classifier", "gpt2": "score"}
+# Where position ids begin after the padding token's id: that id, unless a configuration says other.
+FIRST_POSITION_AFTER_PADDING = {"roberta": 1}
 NAMES = ("query", "key", "value", "output", "gate", "up", "down")
 
 
@@ -57,6 +60,21 @@ def blocks_of(model_type: str) -> str:
 def head_of(model_type: str) -> str:
     """Dotted name of the classification head."""
     return HEADS.get(model_type, "score")
+
+
+def longest_text(shape: Mapping[str, Any]) -> int | None:
+    """Tokens that a text may have at most, by the fields of ``config.json``; None: no limit known.
+
+    RoBERTa's table of positions holds those up to the padding token's id, too, which no text has.
+    """
+    positions = shape.get("max_position_embeddings", shape.get("n_positions"))
+    default = FIRST_POSITION_AFTER_PADDING.get(str(shape.get("model_type")))
+    if positions is None:
+        return None
+    if default is None:
+        return int(positions)
+    padding = shape.get("pad_token_id")
+    return int(positions) - (default if padding is None else int(padding)) - 1
 
 
 @lru_cache(maxsize=256)

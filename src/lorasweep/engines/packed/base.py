@@ -44,12 +44,10 @@ class Family:
     Attributes:
         body: name of the model without its head.
         pool_last: whether a text is judged by its last token, else by its first.
-        counts_from_padding: whether the first position id is the padding id plus one.
     """
 
     body: str
     pool_last: bool
-    counts_from_padding: bool = False
 
 
 _LLAMA = Family("model", pool_last=True)
@@ -58,7 +56,7 @@ FAMILIES = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "bert": Family("bert", pool_last=False),
-    "roberta": Family("roberta", pool_last=False, counts_from_padding=True),
+    "roberta": Family("roberta", pool_last=False),
 }
 
 
@@ -77,6 +75,8 @@ class Base:
         self.templates: dict[str, Template] = {}
         self.drawing = ThreadPoolExecutor(torch.get_num_threads())
         self.pad = int(model.config.pad_token_id)
+        after_padding = kind in roles.FIRST_POSITION_AFTER_PADDING
+        self.first_position = self.pad + 1 if after_padding else 0
         self.stage = Stage()
         install(model, roles.blocks_of(kind), self.stage, self._frozen(trial))
         model.requires_grad_(False)
@@ -146,9 +146,12 @@ class Base:
 
     def lay_out(self, data: Side, lanes: list[Lane], *, training: bool) -> Pass:
         """Bring what the lanes read into one row of tokens."""
-        first = self.pad + 1 if self.family.counts_from_padding else 0
         return build(
-            data, lanes, training=training, pool_last=self.family.pool_last, first_position=first
+            data,
+            lanes,
+            training=training,
+            pool_last=self.family.pool_last,
+            first_position=self.first_position,
         )
 
     def seat(self, banks: Sequence[Bank], noise: Noise | None) -> None:
