@@ -164,7 +164,7 @@ def table2(measured: Measurements) -> pd.DataFrame:
     """Memory from the data type (GB): inference, and full fine-tuning as four times that."""
     held: dict[str, tuple[str, ...]] = {
         "FP32": ("method=fft", "train.precision=fp32"),
-        "FP16": ("method=fft", "train.precision=bf16"),
+        "FP16": ("method=fft", "train.precision=bf16", "train.master_weights=none"),
         "int8": ("method=qlora", "method.quant=int8", LINEAR),
         "int4": ("method=qlora", LINEAR),
     }

@@ -138,7 +138,8 @@ def test_an_unknown_architecture_is_named(composer: Composer) -> None:
 METHODS: dict[str, tuple[str, ...]] = {
     "lora": ("method=lora", "train.precision=bf16"),
     "qlora": ("method=qlora", "train.precision=bf16"),
-    "fft": ("method=fft", "train.precision=bf16"),
+    "fft": ("method=fft", "train.precision=bf16", "train.master_weights=none"),
+    "fft_masters": ("method=fft", "train.precision=bf16"),
     "qlora_fp32_compute": ("method=qlora", "train.precision=bf16", "method.compute_dtype=fp32"),
     "qlora_paper": (
         *("method=qlora", "train.precision=bf16", "method.compute_dtype=fp32"),
@@ -315,6 +316,8 @@ def peak_of_a_step(trial: Trial) -> int:
         ("lora_fp32", 8, True, 0.0),
         ("fft", 8, False, 0.0),
         ("fft", 8, True, 0.0),
+        ("fft_masters", 8, False, 0.0),
+        ("fft_masters", 8, True, 0.0),
     ],
 )
 def test_peak_memory_is_what_is_alive_in_a_real_step(

@@ -26,7 +26,9 @@ KEYS = {
     "model=minilm method=base": "399ff5ea85d0",
     "model=llama3_8b task=yelp5 method=lora seed=1": "e9731e6c1d8a",
     "model=llama3_8b task=yelp5 method=qlora method.double_quant=true lora.alpha=r": "a78f9c9e0dbc",
-    "model=llama3_8b task=yelp5 method=fft train=patil2025": "dd23c188e9f2",
+    "model=llama3_8b method=fft train=patil2025 train.master_weights=none task=yelp5": (
+        "dd23c188e9f2"
+    ),
     "model=llama3_8b task=yelp5 method=base": "d98a3dac3322",
     "model=smollm2_135m method=lora target=all_linear_head lora.dropout=0.05": "532046c6a5bf",
     "model=smollm2_135m method=qlora method.quant=int8": "8ea3eda4077b",
@@ -71,6 +73,27 @@ def test_a_setting_at_its_neutral_value_is_not_in_the_key(
     monkeypatch.setitem(trial.NEUTRAL, "method.dora", False)
     assert key_of({**config, "method.dora": False}) == key_of(config)
     assert key_of({**config, "method.dora": True}) != key_of(config)
+
+
+def test_master_weights_are_in_the_key_where_they_change_a_trial(composer: Composer) -> None:
+    def alike(*words: str) -> bool:
+        typed = " ".join(["model=tiny_llama", *words])
+        words_of_both = (f"{typed} train.master_weights={word}" for word in ("float32", "none"))
+        one, other = (trial_of(composer, words).key for words in words_of_both)
+        return one == other
+
+    assert not alike("method=fft", "train.precision=bf16")
+    assert alike("method=fft", "train.precision=fp32")
+    for method in ("base", "lora", "qlora"):
+        assert alike(f"method={method}", "train.precision=bf16"), method
+
+
+def test_only_accumulated_trials_have_other_numbers_than_before(composer: Composer) -> None:
+    def number(typed: str) -> int:
+        return trial.numerics(trial_of(composer, f"model=tiny_llama {typed}").config)
+
+    assert number("train.accumulation=2") == 1
+    assert number("train.accumulation=1") == number("method=base train.accumulation=2") == 0
 
 
 def test_only_trials_whose_numbers_a_release_changed_run_again(

@@ -67,6 +67,16 @@ class Exactness(StrEnum):
     fast = "fast"
 
 
+class MasterWeights(StrEnum):
+    """What full fine-tuning keeps the weights in where the arithmetic runs in 16 bits.
+
+    ``none``: in the format of the arithmetic.
+    """
+
+    float32 = "float32"
+    none = "none"
+
+
 class Copies(StrEnum):
     """Whether a 4-bit base is also kept dequantised: where memory allows, or never."""
 
@@ -151,6 +161,7 @@ class Train:
     padding: str = MISSING
     order: str = MISSING
     precision: Precision = MISSING
+    master_weights: MasterWeights = MISSING
     checkpointing: bool = MISSING
     eval_every: int | None = MISSING
     patience: int | None = MISSING
@@ -397,6 +408,11 @@ def problems(config: Config) -> list[str]:
             f"method={config['method.name']} method.quant={config['method.quant']}: quantised "
             "weights cannot be trained; use method=qlora, or method.quant=null"
         )
+    if _untrainable(config):
+        found.append(
+            "train.precision=fp16 train.master_weights=none: float16 weights cannot be trained, "
+            "as their gradients are scaled; use train.master_weights=float32, or bf16"
+        )
     prefix = "model.shape."
     limit = roles.longest_text(
         {n.removeprefix(prefix): v for n, v in config.items() if n.startswith(prefix)}
@@ -407,6 +423,12 @@ def problems(config: Config) -> list[str]:
             f"{limit} tokens"
         )
     return found
+
+
+def _untrainable(config: Config) -> bool:
+    everything = config["method.trains"] == "everything"
+    half = config["train.precision"] == "fp16"
+    return bool(everything and half and config["train.master_weights"] == "none")
 
 
 def loose_problems(config: Config) -> list[str]:

@@ -45,7 +45,9 @@ _UNTRAINED = ("train.precision", "train.max_length", "train.padding")
 # (off, null). There they stay out of the key, so that finished trials keep theirs. A new setting
 # that can change a result gets its line here together with its default in conf/:
 #     "method.dora": False,
-NEUTRAL: dict[str, Any] = {}
+NEUTRAL: dict[str, Any] = {
+    "train.master_weights": "none",
+}
 
 # Which trials give other numbers than an earlier release did, and why: one line a change. Their
 # keys hold how many of these changes concern them, so that they run again, and no others do.
@@ -53,7 +55,12 @@ NEUTRAL: dict[str, Any] = {}
 # A predicate gets all settings, flat, and reads none of LOOSE; it has to leave out trials that
 # the setting does not matter to (nothing is trained where method.trains is null):
 #     ("the loss is divided by the steps", lambda c: bool(c["method.trains"]) and c["..."] > 1),
-NUMERICS: list[tuple[str, Callable[[Config], bool]]] = []
+NUMERICS: list[tuple[str, Callable[[Config], bool]]] = [
+    (
+        "an accumulated loss is the mean over the optimizer step's items",
+        lambda c: bool(c["method.trains"]) and c["train.accumulation"] > 1,
+    ),
+]
 
 
 def relevant(config: Config) -> dict[str, Any]:
@@ -85,6 +92,7 @@ def _relevant(config: Config) -> tuple[str, ...]:
         config["method.trains"],
         config["method.quant"] is not None,
         config["model.source"] != "random",
+        config["train.precision"] == "bf16",
     )
 
 
@@ -95,7 +103,7 @@ def _group_names(names: tuple[str, ...], prefix: str) -> tuple[tuple[str, str], 
 
 @lru_cache(maxsize=256)  # a long sweep has few kinds of trials
 def _relevant_names(
-    names: tuple[str, ...], trains: str | None, quantised: bool, known_weights: bool
+    names: tuple[str, ...], trains: str | None, quantised: bool, known_weights: bool, bf16: bool
 ) -> tuple[str, ...]:
     def keep(name: str) -> bool:
         if name in _NOT_IN_KEY or name.split(".")[0] in _NOT_IN_KEY_GROUPS:
@@ -103,6 +111,8 @@ def _relevant_names(
         if name.startswith(_ADAPTER_ONLY) and trains != "adapter":
             return False
         if name in _QUANT_ONLY and not quantised:
+            return False
+        if name == "train.master_weights" and not (trains == "everything" and bf16):
             return False
         if name.startswith("train.") and trains is None and name not in _UNTRAINED:
             return False

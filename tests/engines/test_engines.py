@@ -285,3 +285,35 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize(("kept", "dtype"), [("float32", torch.float32), ("none", torch.bfloat16)])
+def test_small_steps_of_full_fine_tuning_in_bf16_are_not_rounded_away(
+    kept: str, dtype: torch.dtype, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (trial,) = make(
+        "model=tiny_llama", "method=fft", "train.precision=bf16", "train.learning_rate=1e-5",
+        f"train.master_weights={kept}", "train.max_steps=4",
+    )  # fmt: skip
+    models: list[torch.nn.Module] = []
+    before: list[torch.Tensor] = []
+    prepare = adapters.prepare
+
+    def prepared(trial: Trial, base: transformers.PreTrainedModel) -> torch.nn.Module:
+        models.append(prepare(trial, base))
+        before.extend(p.detach().clone() for p in blocks_of(models[0]))
+        return models[0]
+
+    monkeypatch.setattr(adapters, "prepare", prepared)
+    result = run(TrainerEngine(), [trial], tmp_path).results[trial.key]
+    assert result.state == "done", result.error
+    after = blocks_of(models[0])
+    assert {p.dtype for p in after} == {dtype}
+    moved = sum(int((p != old).sum()) for p, old in zip(after, before, strict=True))
+    share = moved / sum(p.numel() for p in after)
+    assert share > 0.99 if kept == "float32" else share < 0.5
+
+
+def blocks_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the matrices of the transformer blocks."""
+    return [p for name, p in model.named_parameters() if "layers." in name and p.ndim == 2]

@@ -27,7 +27,12 @@ _SOURCE = {
 def block(s: Setting) -> float:
     """Bytes that one block keeps for the backward pass, for a whole batch."""
     mask = s.element * s.length  # an additive mask a text and block, made from the boolean one
-    return s.batch * s.length * (kept_by_block(s) + adapters(s) + mask)
+    return s.batch * s.length * (kept_by_block(s) + adapters(s) + mask) + weight_casts(s)
+
+
+def weight_casts(s: Setting) -> float:
+    """Bytes of the 16-bit copies of one block's matrices, where they are trained in float32."""
+    return float(s.element * sum(layer.weights for layer in s.shape.linears)) if s.masters else 0.0
 
 
 def kept_by_block(s: Setting) -> float:
@@ -38,17 +43,18 @@ def kept_by_block(s: Setting) -> float:
 def norms(s: Setting) -> float:
     """Inputs of the norms in float32, their statistics, and dropout masks beside them.
 
-    A trained RMS norm also keeps its normalised input, in the type of the stream.
+    A trained RMS norm also keeps its normalised input, in the type of that.
     """
     shape = s.shape
     d, n = shape.hidden, shape.norms_per_block
     if shape.family != "llama":
         return n * (4 * d + 8) + 2 * d
-    widths, rows = n * d, n
+    inner = rows = 0
     if shape.model_type == "qwen3":  # one norm for each query and key head
-        rows += shape.heads + shape.kv_heads
-        widths += shape.head_dim * (shape.heads + shape.kv_heads)
-    return 4 * (widths + rows) + (s.element * widths if s.trains == "everything" else 0)
+        rows = shape.heads + shape.kv_heads
+        inner = shape.head_dim * rows
+    kept = 4.0 * (n * d + inner + n + rows)
+    return kept + (s.stream * n * d + s.element * inner if s.trains == "everything" else 0)
 
 
 def attention(s: Setting) -> float:

@@ -86,12 +86,9 @@ def weight_bytes(s: Setting) -> float:
     head = 4.0 * (shape.head_parameters + of(s).frozen_head_lora)
     body = shape.total - shape.head_parameters
     if s.quant is None:
-        # float16 gradients cannot be unscaled, so what fp16 trains is held in float32
-        return (
-            body * (4 if s.trains == "everything" and s.precision == "fp16" else s.element) + head
-        )
+        return body * s.weight + head
     matrices = shape.block_weights
-    rest = (body - matrices) * (4 if s.kbit_prepare else s.element) + head
+    rest = (body - matrices) * (4 if s.kbit_prepare else s.weight) + head
     if s.quant == "int8":
         return matrices + 4 * shape.blocks * sum(layer.d_out for layer in shape.linears) + rest
     scale = 1 + 4 / BLOCK_DOUBLE if s.double_quant else 4
@@ -126,6 +123,8 @@ def training(s: Setting, parameters: Parameters, trained: float) -> dict[str, Mo
     stored = activations.stored(s)
     saved = shape.blocks * stored + activations.tail(s)
     casts = 2.0 * parameters.adapters if s.autocast and s.checkpointing else 0.0
+    if s.checkpointing:  # else they are among what each block keeps
+        casts += shape.blocks * activations.weight_casts(s)
     recomputed = block if s.checkpointing else 0.0
     held = trained if s.accumulation > 1 else 0.0
     buffers = activations.forward_buffers(s)
@@ -145,5 +144,5 @@ def late_gradients(s: Setting, trained: float) -> float:
     shape = s.shape
     inside = trained - 4.0 * shape.head_parameters
     if s.trains == "everything":
-        inside -= shape.embeddings * s.element
+        inside -= shape.embeddings * s.weight
     return trained - inside / shape.blocks - (trained - 4.0 * shape.head_parameters - inside)

@@ -23,6 +23,7 @@ class Setting:
     compute: int  # bytes of the compute type of 4-bit layers
     kbit_prepare: bool
     precision: str
+    weight: int  # bytes of a weight of the base that is not quantised
     checkpointing: bool
     batch: int
     accumulation: int
@@ -37,13 +38,18 @@ class Setting:
 
     @property
     def element(self) -> int:
-        """Bytes of a frozen weight that is not quantised, and of most activations."""
+        """Bytes of most activations."""
         return BYTES[self.precision]
+
+    @property
+    def masters(self) -> bool:
+        """Whether float32 weights are trained in 16-bit arithmetic."""
+        return self.trains == "everything" and self.weight > self.element
 
     @property
     def stream(self) -> int:
         """Bytes of an element of the residual stream; float32 norms lift it to float32."""
-        lifted = self.shape.family == "bert" or self.kbit_prepare
+        lifted = self.shape.family == "bert" or self.kbit_prepare or self.weight == 4
         return 4 if lifted else self.element
 
     @property
@@ -56,7 +62,10 @@ def setting_of(trial: Trial, n_labels: int) -> Setting:
     """Pick from a trial what its memory and step time depend on."""
     config = trial.config
     adapts, quant = trial.adapts, config["method.quant"]
-    trains = config["method.trains"]
+    trains, precision = config["method.trains"], str(config["train.precision"])
+    # Records that are older than the setting hold bf16 weights.
+    finer = config.get("train.master_weights", "none") == "float32" or precision == "fp16"
+    masters = trains == "everything" and finer
     return Setting(
         shape=shape_of(trial, n_labels),
         trains=None if trains is None else str(trains),
@@ -68,7 +77,8 @@ def setting_of(trial: Trial, n_labels: int) -> Setting:
         double_quant=bool(config["method.double_quant"]),
         compute=BYTES[str(config["method.compute_dtype"])],
         kbit_prepare=bool(config["method.kbit_prepare"]) and quant is not None,
-        precision=str(config["train.precision"]),
+        precision=precision,
+        weight=4 if masters else BYTES[precision],
         checkpointing=bool(config["train.checkpointing"]),
         batch=int(config["train.batch_size"]),
         accumulation=int(config["train.accumulation"]),

@@ -48,8 +48,8 @@ def quantisation(trial: Trial, head: str) -> transformers.BitsAndBytesConfig | N
 
 
 def weight_dtype(trial: Trial) -> torch.dtype:
-    """Format of the plain weights. fp16 cannot be trained itself: its gradients need scaling."""
-    if trial["train.precision"] == "fp16" and trial["method.trains"] == "everything":
+    """Format of the plain weights: that of the arithmetic, but where they are trained finer."""
+    if trial["method.trains"] == "everything" and trial["train.master_weights"] == "float32":
         return torch.float32
     return DTYPES[trial["train.precision"]]
 
