@@ -4,10 +4,12 @@ import errno
 import importlib
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lorasweep.engines.base import Engine
-from lorasweep.trial import Result
+from lorasweep.trial import Result, Trial
 
 
 def make(target: str) -> Engine:
@@ -19,6 +21,26 @@ def make(target: str) -> Engine:
     module, _, name = target.rpartition(".")
     engine: Engine = getattr(importlib.import_module(module), name)()
     return engine
+
+
+@contextmanager
+def threads(trial: Trial) -> Iterator[None]:
+    """Run trials like this one on as many threads as are part of their results.
+
+    How a CPU divides a product among threads decides its last bits, and the number of workers
+    how many threads each has: ``strict`` trials have one, whatever else runs on the machine.
+    """
+    import torch
+
+    if trial["engine.exactness"] != "strict" or torch.cuda.is_available():
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def failure(error: Exception, folder: Path) -> Result:

@@ -22,8 +22,10 @@ class Link:
     def run(self, pack: Sequence[Job]) -> None:
         """Run a pack with the engine that its trials ask for; every trial gets a result."""
         self.jobs = {job.trial.key: job for job in pack}
+        first = pack[0].trial
         try:
-            self._engine(pack[0].trial).run([job.trial for job in pack], self._artifacts, self)
+            with engines.threads(first):
+                self._engine(first).run([job.trial for job in pack], self._artifacts, self)
         except Exception as error:
             for job in list(self.jobs.values()):
                 self.end(job.trial, engines.failure(error, job.artifacts))
