@@ -1,21 +1,26 @@
 """Who lives, who has which trial, and results that wait for the record."""
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from lorasweep import leases
+from lorasweep import outbox as outboxes
 from lorasweep import record as records
 from lorasweep.composition import Composer
 from lorasweep.errors import RecordError
-from lorasweep.outbox import Outbox
+from lorasweep.outbox import Outbox, collect
 from lorasweep.record import Record
+from lorasweep.tables import Tables
 from lorasweep.trial import Result, Trial
 
 Born = Callable[[str], Record]
@@ -131,56 +136,190 @@ def test_a_search_is_run_by_one_process(born: Born) -> None:
     born("b").join(sweep, only=True)
 
 
+@dataclass
+class Post:
+    """An outbox with what it said, and trials that have ended."""
+
+    record: Record
+    folder: Path
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sweep = self.record.open_sweep("claims", "s", "a test")
+        ping = partial(self.record.renew, self.sweep)
+        self.outbox = Outbox(self.record, ping, self.said.append)
+
+    def started(self, trial: Trial) -> str:
+        run = self.record.claim(self.sweep, trial, "trainer")
+        assert run is not None
+        return run
+
+    def ended(self, trial: Trial, run: str) -> Path:
+        """Send the result of a trial; returns the trial's folder."""
+        folder = self.folder / trial.key
+        (folder / "artifacts").mkdir(parents=True)
+        (folder / "artifacts" / "predictions.txt").write_text("0 1 1")
+        curve = [("train/loss", 1, 2.0)]
+        result = Result("done", {"eval/accuracy": 0.5}, curve, folder=folder / "artifacts")
+        self.outbox.send(run, folder, result, {"lorasweep.retries": "1"})
+        return folder
+
+    def flushed(self, times: int) -> list[bool]:
+        return [self.outbox.flush(now=True) for _ in range(times)]
+
+
+@pytest.fixture
+def post(born: Born, tmp_path: Path) -> Post:
+    return Post(born("a"), tmp_path / "study")
+
+
+@pytest.fixture(params=["tables", "client"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a local record written straight into its tables, or through MLflow's client."""
+    if request.param == "client":
+        monkeypatch.setattr(Tables, "of", lambda file: None)
+
+
+def seeded(trial: Trial, seed: int) -> Trial:
+    return Trial({**trial.config, "seed": seed})
+
+
+def away(*_: object) -> None:
+    raise RecordError("gone")
+
+
 def test_results_wait_on_disk_for_whoever_comes_next(
-    born: Born, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    post: Post, born: Born, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = born("a")
-    sweep = record.open_sweep("claims", "s", "a test")
-    run = record.claim(sweep, trial, "trainer")
-    assert run is not None
-    folder = tmp_path / "trial"
-    (folder / "artifacts").mkdir(parents=True)
-    (folder / "artifacts" / "predictions.txt").write_text("0 1 1")
-    result = Result(
-        "done", {"eval/accuracy": 0.5}, [("train/loss", 1, 2.0)], folder=folder / "artifacts"
-    )
-
-    def away(*_: object) -> None:
-        raise RecordError("gone")
-
-    outbox = Outbox(record)
+    run = post.started(trial)
     with monkeypatch.context() as broken:
-        broken.setattr(record, "close_trial", away)
-        broken.setattr(record, "ping", away)
-        assert not outbox.send(run, folder, result, {"lorasweep.retries": "1"})
-        assert not outbox.flush(now=True)
-    assert len(outbox.waiting) == 1
+        broken.setattr(post.record, "close_trial", away)
+        broken.setattr(post.outbox, "ping", away)
+        folder = post.ended(trial, run)
+        assert post.flushed(5) == [False] * 5  # out of reach is no refusal
+    assert len(post.outbox.waiting) == 1
+    post.record.abandon(post.sweep)  # the first gives up, and takes nothing back
 
-    later = born("b")  # the first ends without having reached it
-    assert Outbox(later).collect([folder, tmp_path]) == 1
+    later = born("b")
+    assert list(collect(later, post.folder)) == []
     (row,) = later.all()
     assert (row["lorasweep.state"], row["eval/accuracy"]) == ("done", 0.5)
     assert row["lorasweep.retries"] == "1"
     assert later.curve(run, "train/loss") == [(1, 2.0)]
     kept = tmp_path / "artifacts" / "claims" / run / "artifacts" / "predictions.txt"
     assert kept.read_text() == "0 1 1"
-    assert Outbox(later).collect([folder]) == 0
+    assert list(folder.iterdir()) == []
 
 
-def test_results_for_a_run_that_was_deleted_or_for_another_record_are_left_alone(
-    born: Born, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("store")
+def test_a_result_whose_run_was_deleted_is_put_aside_and_the_others_go_on(
+    post: Post, born: Born, trial: Trial
 ) -> None:
-    record = born("a")
-    run = record.claim(record.open_sweep("claims", "s", "a test"), trial, "trainer")
-    assert run is not None
-    outbox = Outbox(record)
-    outbox.failed(RecordError("gone"))
-    outbox.send(run, tmp_path, Result("done"), {})
+    trials = [seeded(trial, n) for n in range(3)]
+    runs = [post.started(one) for one in trials]
+    post.record.client.delete_run(runs[0])
+    folders = [post.ended(*one) for one in zip(trials[:2], runs[:2], strict=True)]
+    post.outbox.failed(RecordError("gone"))
+    folders.append(post.ended(trials[2], runs[2]))
+    assert post.flushed(1) == [True]
+    assert {r["run_id"]: r["lorasweep.state"] for r in post.record.all()} == dict.fromkeys(
+        runs[1:], "done"
+    )
+    kept = folders[0] / "refused" / runs[0]
+    assert {f.name for f in kept.iterdir()} == {"artifacts", "result.json"}
+    assert (kept / "artifacts" / "predictions.txt").read_text() == "0 1 1"
+    (said,) = post.said
+    assert str(kept / "result.json") in said
+    assert "its run was deleted from the record" in said
 
+    later = born("b")
+    for _ in range(2):  # told at each start, until it is taken away
+        (sentence,) = collect(later, post.folder)
+        assert str(kept) in sentence
+    later.client.restore_run(runs[0])
+    assert list(collect(later, post.folder)) == []
+    assert [r["lorasweep.state"] for r in later.all()] == ["done"] * 3
+    assert not kept.exists()
+
+
+@pytest.mark.usefixtures("store")
+def test_a_result_whose_artefacts_cannot_be_written_is_put_aside_and_the_others_go_on(
+    post: Post, born: Born, trial: Trial, tmp_path: Path
+) -> None:
+    trials = [seeded(trial, n) for n in range(2)]
+    runs = [post.started(one) for one in trials]
+    place = tmp_path / "artifacts" / "claims" / runs[0]
+    place.parent.mkdir(parents=True)
+    place.write_text("no folder")
+    folders = [post.ended(*one) for one in zip(trials, runs, strict=True)]
+    assert post.flushed(2) == [False, True]  # the first is tried three times
+    found = {r["run_id"]: r["lorasweep.state"] for r in post.record.all()}
+    assert found == {runs[0]: "stopped", runs[1]: "done"}
+    assert list(folders[0].glob("refused/*/artifacts/predictions.txt"))
+
+    later = born("b")
+    (sentence,) = collect(later, post.folder)
+    assert "its trial is run again" in sentence
+    place.unlink()
+    assert list(collect(later, post.folder)) == []
+    assert [r["lorasweep.state"] for r in later.all()] == ["done", "done"]
+    assert (place / "artifacts" / "predictions.txt").read_text() == "0 1 1"
+
+
+def test_patience_counts_from_the_first_failure_with_nothing_written_since(
+    post: Post, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, failing = [1000.0], RecordError("no room")
+    monkeypatch.setattr(outboxes.time, "monotonic", lambda: clock[0])
+
+    def refused(seed: int) -> None:
+        one = seeded(trial, seed)
+        post.ended(one, post.started(one))
+        clock[0] += 20
+        post.flushed(2)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(post.record, "close_trial", Mock(side_effect=failing))
+        refused(1)
+        assert post.outbox.hopeless(1) is None
+        clock[0] += 600  # a long trial; that the record answers meanwhile changes nothing
+        post.flushed(1)
+        refused(2)
+        assert post.outbox.hopeless(1) == "no room; gave up after 1 min"
+    refused(3)  # this one is taken
+    assert post.outbox.hopeless(1) is None
+    for _ in range(3):  # what fails now and then, and works again, is waited for
+        post.outbox.failed(failing)
+        assert post.flushed(1) == [True]
+        clock[0] += 600
+    assert post.outbox.hopeless(1) is None
+    for _ in range(5):  # it can be read, but nothing can be started in it
+        post.outbox.failed(failing)
+        assert post.flushed(1) == [True]
+        clock[0] += 20
+    assert post.outbox.hopeless(1) == "no room; gave up after 1 min"
+
+
+def test_a_sweep_that_was_deleted_is_given_up_at_once(post: Post) -> None:
+    post.outbox.failed(RecordError("gone"))
+    assert post.outbox.hopeless(1) is None
+    post.record.client.delete_run(post.sweep)
+    assert post.flushed(1) == [False]
+    assert "the run of this sweep was deleted" in str(post.outbox.hopeless(1))
+
+
+def test_what_waits_for_another_record_or_is_of_another_version_is_left_alone(
+    post: Post, born: Born, trial: Trial, tmp_path: Path
+) -> None:
+    post.outbox.failed(RecordError("gone"))
+    folder = post.ended(trial, post.started(trial))
     born("b")
     other = Record(f"sqlite:///{tmp_path}/other.db", tmp_path / "artifacts")
-    assert Outbox(other).collect([tmp_path]) == 0
-    assert (tmp_path / "result.json").exists()
-    record.client.delete_run(run)
-    assert Outbox(record).collect([tmp_path]) == 0
-    assert not (tmp_path / "result.json").exists()
+    assert list(collect(other, post.folder)) == []
+    content = json.loads((folder / "result.json").read_text())
+    content["result"]["news"] = 1
+    for text in (json.dumps(content), json.dumps({"record": post.record.uri}), "[]", "{"):
+        (folder / "result.json").write_text(text)
+        (sentence,) = collect(post.record, post.folder)
+        assert "is no result as this version writes them" in sentence
+        assert (folder / "result.json").read_text() == text

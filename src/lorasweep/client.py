@@ -80,13 +80,9 @@ class Client:
         """
         with sentences(uri, _ERRORS):
             self._client = connect(uri)
-            self.ping()
+            self._client.search_experiments(max_results=1)  # whether it answers
 
     # ------------------------------------------------------------------ reading
-
-    def ping(self) -> None:
-        """Ask for nothing (``Store``)."""
-        self._client.search_experiments(max_results=1)
 
     def study(self, name: str) -> Study | None:
         """Find it (``Store``)."""

@@ -28,6 +28,10 @@ class RecordError(LorasweepError):
     exit_code = BAD_RECORD
 
 
+class RefusedError(RecordError):
+    """The record can be used, but not for this run: it was deleted, and waiting does not help."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the known word most like this one, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

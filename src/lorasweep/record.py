@@ -15,7 +15,7 @@ from typing import Any, cast
 from filelock import FileLock
 
 from lorasweep import addresses, glance, leases
-from lorasweep.errors import RecordError
+from lorasweep.errors import RecordError, RefusedError
 from lorasweep.store import Run, Store, Study, sentences
 from lorasweep.tables import Tables
 from lorasweep.trial import FINAL_STATES, Result, State, Trial
@@ -38,7 +38,6 @@ class Record:
             RecordError: the store cannot be opened or written.
         """
         self.uri, self.artifacts = addresses.absolute(uri), artifacts.resolve()
-        self._places: dict[str, str] = {}  # run → where its artefacts lie
         self._studies: dict[str, Study] = {}  # by name
         self._looked = 0.0
         self._others: frozenset[str] = frozenset()  # that lived when last looked up
@@ -84,12 +83,6 @@ class Record:
         """Return every trial of the record (see ``read``)."""
         return read(self.uri)
 
-    def has(self, run: str) -> bool:
-        """Whether there is such a run."""
-        with self._sentences():
-            found = self._store.run(run)
-            return found is not None and found.active
-
     def mark(self, run: str, tag: str, value: str) -> None:
         """Set a tag of a trial's run."""
         with self._sentences():
@@ -114,6 +107,13 @@ class Record:
         found = self._store.run(run)
         if found is None:
             raise RecordError(f"the record at {self.uri} has no run {run} any more")
+        return found
+
+    def _active(self, run: str, name: str) -> Run:
+        """Return a run that can still be written to; ``name`` is what people call it."""
+        found = self._store.run(run)
+        if found is None or not found.active:
+            raise RefusedError(f"{name} was deleted from the record at {self.uri}")
         return found
 
     # ------------------------------------------------------------- who runs what
@@ -152,8 +152,14 @@ class Record:
                     self._bury(run)
 
     def renew(self, sweep: str) -> None:
-        """Say that this process lives."""
+        """Say that this process lives.
+
+        Raises:
+            RefusedError: the run of the sweep was deleted.
+            RecordError: the store does not answer, or cannot be written.
+        """
         with self._sentences():
+            self._active(sweep, "the run of this sweep")
             until = f"{time.time() + leases.LEASE_S:.0f}"
             self._store.tag(sweep, f"{_LEASE}{leases.here()}", until)
 
@@ -161,12 +167,13 @@ class Record:
         """Say that this process has ended its part in a sweep.
 
         It is not forgotten: who was at work meanwhile must learn that it is not alone. Runs
-        whose start got lost on the way here (the server went away before it answered) are taken
-        back: their trials were claimed again.
+        still under way are ended, not deleted: their results may wait on disk (`Outbox`), or
+        their start got lost on the way here (the server went away before it answered).
         """
         with self._sentences():
+            self._active(sweep, "the run of this sweep")
             for run in self._store.runs({"lorasweep.owner": str(leases.here())}, running=True):
-                self._store.delete(run.number)
+                self._bury(run)
             self._store.tag(sweep, f"{_LEASE}{leases.here()}", _LEFT)
 
     def others(self) -> frozenset[str]:
@@ -206,7 +213,7 @@ class Record:
         return leases.alive(owner, float(until))
 
     def _bury(self, run: Run) -> None:
-        """End the run of a controller that is gone, if it did not get to its last line itself."""
+        """End the run of a controller that is gone, unless it has ended it itself."""
         state, tags = run.tags.get("lorasweep.state"), dict[str, str]()
         if state is None:
             state = "stopped"
@@ -263,9 +270,7 @@ class Record:
         }
         params = {k: _text(v) for k, v in trial.config.items()}
         study = self._study(str(trial["name"]))
-        run = self._store.create(study, trial.label, tags, params)
-        self._places[run.number] = run.place
-        return run.number
+        return self._store.create(study, trial.label, tags, params).number
 
     def _wins(self, run: str, key: str, *, again: bool) -> bool:
         while True:
@@ -343,39 +348,36 @@ class Record:
         with self._sentences():
             self._store.tag(sweep, f"{_SUGGESTION}{number}", json.dumps(suggestion))
 
-    def ping(self) -> None:
-        """Ask for nothing.
-
-        Raises:
-            RecordError: the store does not answer.
-        """
-        with self._sentences():
-            self._store.ping()
-
     def close_trial(self, run: str, result: Result, extra: Mapping[str, str]) -> None:
         """Write what a trial gave, move its artefacts in, and end its run.
 
         May be repeated after an error: what was written already is written the same again.
+
+        Raises:
+            RefusedError: the run was deleted.
+            RecordError: the store cannot be used, or does not take this result.
         """
         with self._sentences():
+            place = self._active(run, "its run").place
             # The UI compares runs by the metric that was written first: let it be a score.
             ordered = sorted(result.metrics.items(), key=lambda m: not m[0].startswith("eval/"))
             points = [*((name, 0, float(value)) for name, value in ordered), *result.curve]
             tags = {"lorasweep.state": result.state, **_summary(result), **extra}
             if result.folder is not None:
-                self._keep(run, result.folder, result.environment)
+                self._keep(run, place, result.folder, result.environment)
             status = _RUN_STATUS.get(result.state, "FAILED")
             self._store.close(run, status, result.at, points, tags)
 
-    def _keep(self, run: str, folder: Path, environment: Mapping[str, Any]) -> None:
+    def _keep(self, run: str, place: str, folder: Path, environment: Mapping[str, Any]) -> None:
         """Move a trial's artefacts into the store; on one disk that copies nothing."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, default=str))
-        place = self._places.pop(run, None) or self._run(run).place
         to = addresses.artifacts_folder(place)
         if to is not None:
             to.mkdir(parents=True, exist_ok=True)
             for item in folder.iterdir():
+                if (to / item.name).is_dir():  # half of it, from an attempt that broke off
+                    shutil.rmtree(to / item.name)
                 shutil.move(item, to / item.name)
         else:
             self.client.log_artifacts(run, str(folder))

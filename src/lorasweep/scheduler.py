@@ -120,7 +120,7 @@ class Scheduler:
         self.pack_size = packs.most(settings)
         self.output, self.known, self.predicted = output, dict(known), predicted
         self.before, self.room, self.signals = before, room, signals
-        self.outbox = Outbox(record)
+        self.outbox = Outbox(record, partial(record.renew, sweep), screen.say)
         self.attempts: dict[str, Attempt] = {}  # running, by key
         self.retry: deque[Attempt] = deque()
         self.ended: deque[tuple[Attempt, Result]] = deque()  # not recorded yet
@@ -166,8 +166,9 @@ class Scheduler:
         """Do what can be done now. Returns whether anything is left."""
         self._keep_alive()
         reached = self.outbox.flush()
-        if not reached and self.outbox.away_s > self.patience * 60:
-            self.fail(f"{self.outbox.reason}; gave up after {self.patience:g} min")
+        reason = self.outbox.hopeless(self.patience)
+        if reason is not None:
+            self.fail(reason)
         if reached:
             self._fill()  # before what has ended is recorded: a worker waits for less
             self._look_elsewhere()
@@ -179,7 +180,7 @@ class Scheduler:
         return True
 
     def _more(self) -> bool:
-        left = self.retry or self.ready or self.elsewhere or self.outbox.since
+        left = self.retry or self.ready or self.elsewhere or self.outbox.away
         return bool(left) or not self.exhausted
 
     def _waits(self) -> bool:
@@ -289,7 +290,7 @@ class Scheduler:
             run = self._claim(suggestion)
             if run is not None:
                 return self._begin(Attempt(suggestion, run), worker)
-            if self.outbox.since is not None:
+            if self.outbox.away:
                 return None
         return None
 
@@ -395,7 +396,7 @@ class Scheduler:
     def on_next(self, worker: int) -> Job | None:
         """Give a running pack another trial of its kind, if the next one is (``Handler``)."""
         pack = [a.job for a in self.attempts.values() if a.worker == worker]
-        if not pack or self.outbox.since is not None:
+        if not pack or self.outbox.away:
             return None
         attempt = self._join(pack, worker)
         return None if attempt is None else self._job(attempt)

@@ -140,7 +140,7 @@ class Screen:
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the table."""
-        self.console.print(text, markup=False, style=style)
+        self.console.print(text, markup=False, style=style, soft_wrap=True)  # paths stay whole
 
     # ------------------------------------------------------------ the live table
 

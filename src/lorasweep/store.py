@@ -36,9 +36,6 @@ class Store(Protocol):
 
     errors: tuple[type[Exception], ...]
 
-    def ping(self) -> None:
-        """Ask for nothing."""
-
     def study(self, name: str) -> Study | None:
         """Return a study, be it deleted."""
 

@@ -19,11 +19,11 @@ from lorasweep.executors.gpus import kept
 from lorasweep.executors.inline import Inline
 from lorasweep.executors.local import Local
 from lorasweep.models import source
-from lorasweep.outbox import Outbox
+from lorasweep.outbox import collect
 from lorasweep.record import Record
 from lorasweep.samplers import Past, Sampler, objectives
 from lorasweep.scheduler import Known, Scheduler, known_of
-from lorasweep.screen import Screen
+from lorasweep.screen import Screen, console
 from lorasweep.signals import Signals
 from lorasweep.trial import Trial
 
@@ -53,7 +53,8 @@ def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: 
     with Signals() as signals:
         record = Record(str(settings["tracking.uri"]), output / "artifacts")
         study, sampler = str(settings["name"]), request.sampler(trials)
-        Outbox(record).collect((output / study).glob("*"))
+        for sentence in collect(record, output / study):
+            console().print(sentence, markup=False, style="yellow", soft_wrap=True)
         sweep = record.open_sweep(study, sampler.identity, f"`{request.command}`")
         try:
             record.join(sweep, only=sampler.remembers)
@@ -228,7 +229,8 @@ class _Ending:
                 return errors.STOPPED
         if scheduler.error is not None:
             raise RecordError(f"{scheduler.error}; the same command goes on when that is mended")
-        rows = rest.ordered(self.request, self.record.rows(scheduler.keys))
+        found = self.record.rows(scheduler.keys)
+        rows = rest.ordered(self.request, found)
         front = self._front(rows)
         states = [str(row["lorasweep.state"]) for row in rows]
         self._write(rows, states)
@@ -241,6 +243,11 @@ class _Ending:
             say("stopped; the same command goes on from here")
         if scheduler.interrupted:
             return errors.STOPPED
+        recorded = {k for k, row in found.items() if row["lorasweep.state"] != "stopped"}
+        lost = len(scheduler.keys.keys() & scheduler.known.keys() - recorded)
+        if lost:
+            say(f"{lost} of the results are not in the record; the same command goes on from here")
+            return errors.BAD_RECORD
         if failed:
             return errors.SOME_FAILED
         return errors.STOPPED if scheduler.stopped else errors.DONE

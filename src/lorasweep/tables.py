@@ -90,10 +90,6 @@ class Tables:
 
     # ------------------------------------------------------------------ reading
 
-    def ping(self) -> None:
-        """Ask for nothing (``Store``)."""
-        self._connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchall()
-
     def study(self, name: str) -> Study | None:
         """Find it (``Store``)."""
         found = self._connection.execute(

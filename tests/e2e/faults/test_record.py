@@ -1,13 +1,17 @@
 """The record shared by two controllers, out of reach, or out of room: it stays true."""
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import mlflow
 import pytest
 
+from lorasweep import record
 from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Sandboxes, wait_for
 from tests.e2e.faults.servers import MlflowServer, postgres
 
@@ -106,6 +110,48 @@ def test_two_controllers_on_a_server_over_postgresql(
             server.stop()
 
 
+def test_a_result_that_the_record_refuses_is_put_aside_and_the_others_go_on(
+    box: Sandbox, like_calm: Calm
+) -> None:
+    one = box.start(*EIGHT, FAULTY_STEP_S=0.3)
+    wait_for(lambda: (box.home / "starts").exists() and box.starts().total() >= 2, "two runs")
+    runs = {row["lora.r"]: row["run_id"] for row in record.read(box.uri)}
+    mlflow.MlflowClient(box.uri).delete_run(runs["1"])
+    blocked = box.output / "artifacts" / "sweep" / runs["2"]
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    blocked.write_text("no folder")
+    assert one.ends() == 3, one.said
+    box.is_left_clean()
+    assert "its run was deleted from the record" in one.said
+    assert "2 of the results are not in the record" in one.said
+    assert "Traceback" not in one.said
+    assert box.states() == {"done": 6, "stopped": 1}
+    assert len(list(box.output.glob("sweep/*/refused/*/result.json"))) == 2
+
+    blocked.unlink()
+    said = box.call(*EIGHT)
+    assert "a result that is not in the record stays in" in said
+    like_calm(box, 8)
+    assert box.starts() == {**{str(r): 1 for r in range(2, 9)}, "1": 2}
+
+
+def test_a_study_that_is_deleted_meanwhile_ends_the_sweep_with_a_sentence(box: Sandbox) -> None:
+    one = box.start(*EIGHT, FAULTY_STEP_S=0.3)
+    one.hears("[2/8]")
+    client = mlflow.MlflowClient(box.uri)
+    study = client.get_experiment_by_name("sweep")
+    assert study is not None
+    client.delete_experiment(study.experiment_id)
+    assert one.ends() == 3, one.said
+    box.no_process_is_left()
+    assert "was deleted from the record" in one.said
+    assert "Traceback" not in one.said
+    client.restore_experiment(study.experiment_id)
+    box.call(*EIGHT)
+    assert box.states() == {"done": 8}
+    assert set(box.starts().values()) <= {1, 2}
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
@@ -126,13 +172,7 @@ def test_a_full_disk_stops_the_sweep_with_a_sentence_and_costs_nothing(
     command = (*EIGHT, "tracking.patience=0.05")
     one = box.start(*command, FAULTY_STEP_S=0.3)
     one.hears("[2/8]")
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as stream:
-        try:
-            while True:
-                stream.write(bytes(4096))
-        except OSError:
-            pass
+    filler = fill(small_disk)
     assert one.ends() == 3, one.said
     box.no_process_is_left()
     assert "No space left" in one.said or "full" in one.said
@@ -141,3 +181,44 @@ def test_a_full_disk_stops_the_sweep_with_a_sentence_and_costs_nothing(
     box.call(*command)
     like_calm(box, 8)
     assert set(box.starts().values()) <= {1, 2}
+
+
+@pytest.mark.parametrize("full", ["the record", "the artefacts"])
+def test_what_was_trained_when_the_record_had_no_room_is_written_by_the_same_command(
+    small_disk: Path, sandboxes: Sandboxes, tmp_path: Path, like_calm: Calm, full: str
+) -> None:
+    """What was trained stays on another disk, which has room."""
+    box = sandboxes(tmp_path / "box")
+    if full == "the record":
+        box.uri = f"sqlite:///{small_disk}/mlflow.db"
+    else:
+        box.output.mkdir()
+        (box.output / "artifacts").symlink_to(small_disk)
+    command = (*EIGHT, f"tracking.uri={box.uri}", "tracking.patience=0.05")
+    one = box.start(*command, FAULTY_STEP_S=0.3)
+    one.hears("[2/8]")
+    filler = fill(small_disk)
+    assert one.ends() == 3, one.said
+    box.no_process_is_left()
+    assert "gave up after 0.05 min" in one.said
+    left = [*box.output.glob("sweep/*/result.json"), *box.output.glob("sweep/*/refused/*/*.json")]
+    waiting = {json.loads(file.read_text())["run"] for file in left}
+    assert waiting
+    ranks = {row["lora.r"] for row in record.read(box.uri) if row["run_id"] in waiting}
+    assert len(ranks) == len(waiting)  # their runs were not deleted
+    filler.unlink()
+    box.call(*command)
+    like_calm(box, 8)
+    states = {row["run_id"]: row["lorasweep.state"] for row in record.read(box.uri)}
+    assert {states[run] for run in waiting} == {"done"}
+    assert {box.starts()[rank] for rank in ranks} == {1}
+    box.end()
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk. Returns the file that takes it."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as stream, suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    return filler
