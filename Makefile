@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RECORD ?= sqlite:///outputs/mlflow.db
 PORT ?= 5000
+# Other results than those in outputs/: RECORD is an output_dir (or a record's file or address),
+# TABLE a results file; OUT is where to write.
+FROM = $(if $(TABLE),--table "$$TABLE") $(if $(RECORD),--uri "$$RECORD") $(if $(OUT),--out "$$OUT")
+export RECORD TABLE OUT
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep figures tables claims report ui test lint format bench clean
@@ -27,21 +30,22 @@ sweep: $(READY) ## the default sweep: LoRA and QLoRA, r = 1 to 512, a small real
 	$(BIN)/python sweep.py method=base
 	$(BIN)/python sweep.py -m method=lora,qlora lora.r=1,2,4,...,512
 
-figures: $(READY) ## record -> results/trials.parquet -> results/figures
-	$(BIN)/python -m analysis figures $(if $(TABLE),--table $(TABLE))
+figures: $(READY) ## record -> results/trials.parquet -> results/figures (of other runs: RECORD=their output_dir)
+	$(BIN)/python -m analysis figures $(FROM)
 
 tables: $(READY) ## the paper's Tables 1 to 4 beside our own accounting -> results/tables
-	$(BIN)/python -m analysis.paper_tables --out results/tables $(if $(TABLE),--trials $(TABLE))
+	$(BIN)/python -m analysis tables $(FROM)
 
 claims: $(READY) ## the paper's claims judged: confirmed, refuted or undecided -> results/claims
-	$(BIN)/python -m analysis claims $(if $(TABLE),--table $(TABLE))
+	$(BIN)/python -m analysis claims $(FROM)
 
 report: $(READY) ## all of it as one page -> results/report (from a results file: TABLE=docs/runs/x.parquet)
-	$(BIN)/python -m analysis report $(if $(TABLE),--table $(TABLE))
+	$(BIN)/python -m analysis report $(FROM)
 
-ui: $(READY) ## MLflow on localhost, to compare runs
-	@echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri $(RECORD) \
+ui: $(READY) ## MLflow on localhost, to compare runs (RECORD= too)
+	@record=$$($(BIN)/python -m lorasweep.addresses "$${RECORD:-outputs}") && \
+	  echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)" && \
+	  MLFLOW_DISABLE_TELEMETRY=true exec $(BIN)/mlflow ui --backend-store-uri "$$record" \
 	  --host 127.0.0.1 --port $(PORT) --workers 1
 
 test: $(READY) ## the test-suite (real command lines on tiny models)

@@ -4,11 +4,15 @@ An address is percent-encoded and a path is not. Where the two are mixed up, a f
 ``my study`` has its artefacts in one named ``my%20study``.
 """
 
+import sys
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from lorasweep.errors import BAD_RECORD, DONE
+
 _SQLITE = "sqlite:///"
 _FILE = "file:"
+NAME = "mlflow.db"  # of the record's file in its folder, unless tracking.uri says otherwise
 
 
 def record_at(file: Path) -> str:
@@ -28,6 +32,14 @@ def record_file(uri: str) -> Path | None:
     return Path(unquote(uri.removeprefix(_SQLITE).split("?")[0]))
 
 
+def record_named(text: str) -> str:
+    """Return the address of a record that is given by its address, its file or its folder."""
+    if "://" in text:
+        return absolute(text)
+    path = Path(text).expanduser()
+    return absolute(record_at(path / NAME if path.is_dir() else path))
+
+
 def absolute(uri: str) -> str:
     """Make a SQLite address independent of the folder it is used from."""
     file = record_file(uri)
@@ -42,3 +54,18 @@ def artifacts_at(folder: Path) -> str:
 def artifacts_folder(uri: str) -> Path | None:
     """Return the folder that artefacts lie in; None where they are not on this file system."""
     return Path(unquote(urlsplit(uri).path)) if uri.startswith(_FILE) else None
+
+
+def main(text: str) -> int:
+    """Print the address of a record (see ``record_named``) for MLflow's own commands."""
+    uri = record_named(text)
+    file = record_file(uri)
+    if file is not None and not file.is_file():  # MLflow would make an empty one
+        print(f"no record at {file}", file=sys.stderr)
+        return BAD_RECORD
+    print(uri)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -118,6 +118,8 @@ def refuse_words(arguments: Sequence[str]) -> int | None:
         if read.axes and not multirun and not any(f.startswith(_STUDY) for f in read.fixed):
             keys = ", ".join(k for axis in read.axes for k in axis.keys)
             problems.append(f"{keys}: a list of values needs -m (python sweep.py -m …)")
+        if not problems:  # before Hydra makes a folder of that name
+            problems += config.name_problems(composer(read.fixed).flat)
         if not problems and _plans_only(composer(read.fixed), overrides, multirun):
             return app.run(overrides, params, composer)
         if not problems:

@@ -320,7 +320,7 @@ def one_of(config: Config, name: str, known: Sequence[str]) -> list[str]:
     return [f"{name}={value}: not known{nearest(str(value), known)} (known: {', '.join(known)})"]
 
 
-def name_problems(config: Config, names: Iterable[str]) -> list[str]:
+def name_problems(config: Config, names: Iterable[str] = ("name", "task.name")) -> list[str]:
     """Complain about names that could not be those of a folder."""
     return [
         f"{name}={config[name]!r}: a folder is named after it; it must not be empty, '.' or '..', "
@@ -385,7 +385,7 @@ def problems(config: Config) -> list[str]:
         *positive(config, ("train.eval_every", "train.patience", "train.learning_rate")),
         *positive(config, ("train.weight_decay", "train.max_grad_norm", "seed"), zero=True),
         *positive(config, ("task.train_size", "task.eval_size")),
-        *name_problems(config, ("name", "task.name")),
+        *name_problems(config),
         *one_of(config, "resume", ("retry_failed", "only_missing", "fresh")),
         *executor_problems(config),
         *positive(config, [n for n in ("engine.pack_size",) if n in config]),  # packs alone

@@ -1,5 +1,6 @@
 """A sweep of which nothing is left to run, and the words with which every sweep ends."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lorasweep import glance
-from lorasweep.addresses import record_file
+from lorasweep import addresses, glance
 from lorasweep.errors import DONE, SOME_FAILED
 from lorasweep.screen import results
 from lorasweep.trial import FINAL_STATES, State, Trial
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lorasweep.app import Request
 
 Row = Mapping[str, Any]
+ROOT = Path(__file__).resolve().parents[2]  # where the Makefile is
+DEFAULT = "outputs"  # record that `make ui` and its like take without being told
 
 
 def final(settings: Trial) -> frozenset[State]:
@@ -51,6 +53,20 @@ def tell(
     return failed
 
 
+def tell_next(settings: Trial, screen: Console) -> None:
+    """Say how to look at the runs: in words that work from the folder one is in, as typed."""
+    make = "make" if Path.cwd() == ROOT else f"make -C {shlex.quote(str(ROOT))}"
+    uri = addresses.absolute(str(settings["tracking.uri"]))
+    file = addresses.record_file(uri)
+    if file is not None:
+        place = file.parent if file.name == addresses.NAME else file
+        uri = str(place.relative_to(ROOT) if place.is_relative_to(ROOT) else place)
+    record = "" if uri == DEFAULT else " " + shlex.quote(f"RECORD={uri.replace('$', '$$')}")
+    browse = f"with `{make} ui{record}`" if file is not None else f"at {uri}"
+    told = f"compare the runs {browse}, draw them with `{make} figures{record}`"
+    screen.print(told, markup=False, soft_wrap=True)  # a command is not cut
+
+
 def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int | None:
     """Show a sweep whose record is whole. Returns its exit code, or None where it has to be run.
 
@@ -58,7 +74,7 @@ def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int |
     objectives, a server, a run or a result that somebody left behind) is for those who write.
     """
     settings = request.settings
-    file = record_file(str(settings["tracking.uri"]))
+    file = addresses.record_file(str(settings["tracking.uri"]))
     if request.search is not None or len(request.objectives) > 1 or file is None:
         return None
     study, sampler = str(settings["name"]), request.sampler(trials)
@@ -73,5 +89,5 @@ def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int |
     heard = f"{sampler.total} trials, {sampler.total} already in the record"
     screen.print(f"study '{study}', sweep {sampler.identity}: {heard}", markup=False)
     failed = tell(request, ordered(request, rows), [False] * len(rows), sampler.total, screen)
-    screen.print("compare the runs with 'make ui', draw them with 'make figures'", markup=False)
+    tell_next(settings, screen)
     return SOME_FAILED if failed else DONE

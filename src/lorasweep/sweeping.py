@@ -238,7 +238,7 @@ class _Ending:
         failed = rest.tell(self.request, rows, front, self.sampler.total, console)
         if scheduler.use.first is not None:
             say(self._seconds())
-        say("compare the runs with 'make ui', draw them with 'make figures'")
+        rest.tell_next(self.request.settings, console)
         if scheduler.stopped:
             say("stopped; the same command goes on from here")
         if scheduler.interrupted:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import __main__ as command
-from analysis import table
+from analysis import details, table
 from lorasweep.errors import RecordError
 
 Run = dict[str, Any]
@@ -51,7 +51,7 @@ def test_table_command_writes_the_parquet(
 
 def test_figures_from_a_record_draw_everything(here: Path, record: list[str]) -> None:
     assert command.main(["figures", "--uri", "sqlite:///r.db"]) == 0
-    assert record == ["sqlite:///r.db"]
+    assert record == [f"sqlite:///{here}/r.db"]
     assert (here / "results/trials.parquet").exists()
     assert (here / "results/figures/toy_stars/fig05_rank_all_linear.pdf").exists()
     assert (here / "results/figures/toy_stars/captions.md").exists()
@@ -68,7 +68,7 @@ def test_figures_prefer_the_default_record_and_leave_a_named_table_alone(
     assert command.main(["figures", "--table", "mine.parquet"]) == 0
     assert record == []
     assert command.main(["figures"]) == 0
-    assert record == ["sqlite:///outputs/mlflow.db"]
+    assert record == [f"sqlite:///{here}/outputs/mlflow.db"]
 
 
 def test_figures_without_a_record_use_the_table(
@@ -82,13 +82,52 @@ def test_figures_without_a_record_use_the_table(
 
 def test_claims_and_report_read_the_record_first(here: Path, record: list[str]) -> None:
     assert command.main(["claims", "--uri", "sqlite:///r.db"]) == 0
-    assert record == ["sqlite:///r.db"]
+    assert record == [f"sqlite:///{here}/r.db"]
     assert (here / "results/claims/claims.csv").exists()
     Path("results/trials.commands.txt").write_text("python sweep.py study=patil2025\n")
     assert command.main(["report"]) == 0
     page = (here / "results/report/report.md").read_text()
     assert "    python sweep.py study=patil2025\n" in page
     assert command.main(["claims", "--uri", "sqlite:///broken.db"]) == 3
+
+
+@pytest.mark.parametrize("name", ["table", "figures", "tables", "claims", "report"])
+def test_results_of_another_record_are_left_alone(
+    here: Path, record: list[str], one_seed: pd.DataFrame, name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("analysis.figures.draw_all", lambda *_: [])
+    mine = here / "results/trials.parquet"
+    table.write(one_seed, mine)
+    items = pd.DataFrame({"key": [one_seed["key"][0]], "item": 1, "gold": 0, "predicted": 0})
+    details.write(details.Details(items, details.empty().curves), mine)
+    before = {f: f.read_bytes() for f in (here / "results").rglob("*") if f.is_file()}
+    assert len(before) == 2
+    (here / "other é").mkdir()
+
+    # by its folder, by its file, and with a place for what is made
+    (here / "other é/mlflow.db").touch()
+    assert command.main([name, "--uri", "other é"]) == 0
+    assert (here / "other é/results/trials.parquet").exists()
+    out = here / "new" / ("trials.parquet" if name == "table" else "")
+    assert command.main([name, "--uri", "other é/mlflow.db", "--out", str(out)]) == 0
+    assert (here / "new/trials.parquet").exists()
+    assert record == [f"sqlite:///{here}/other é/mlflow.db"] * 2
+    assert {f: f.read_bytes() for f in (here / "results").rglob("*") if f.is_file()} == before
+    assert {f.name for f in here.iterdir()} == {"results", "other é", "new"}
+
+
+def test_figures_leave_no_answers_of_other_trials_beside_the_table(
+    here: Path, record: list[str], one_seed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.figures.draw_all", lambda *_: [])
+    assert command.main(["figures", "--uri", "outputs/mlflow.db"]) == 0
+    mine = here / "results/trials.parquet"
+    keys = [table.read(mine)["key"][0], one_seed["key"][0]]
+    items = pd.DataFrame({"key": keys, "item": 1, "gold": 0, "predicted": 0})
+    details.write(details.Details(items, details.empty().curves), mine)
+    assert command.main(["figures", "--uri", "outputs/mlflow.db"]) == 0
+    assert list(details.read(mine).items["key"]) == keys[:1]
 
 
 def test_troubles_are_a_sentence_and_a_code(

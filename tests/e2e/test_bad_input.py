@@ -35,6 +35,16 @@ def test_several_problems_are_reported_together(sweep: Sweep, tmp_path: Path) ->
         assert part in said, part
 
 
+def test_a_name_that_leads_elsewhere_makes_no_folder(
+    sweep: Sweep, data: list[str], tmp_path: Path
+) -> None:
+    asked = ["model=tiny_bert", *data, f"output_dir={tmp_path}/out", "name=../x", "lora.r=0"]
+    said = refused(sweep, *asked)
+    assert "name='../x'" in said
+    assert "lora.r=0" in said
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

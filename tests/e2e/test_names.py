@@ -1,6 +1,9 @@
 """Blanks, accents, brackets, # and % in every name and folder, from the sweep to the report."""
 
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -25,7 +28,7 @@ def test_any_name_from_the_sweep_to_the_report(
     base = source.settings(Trial(composer(["model=tiny_bert"]).flat))
     shutil.copytree(source.locate(base, cache).folder, here / "modèle [1]")
 
-    output, study = "résultats 100%20 #1", "étude [1] #2 $x"
+    output, study = "résultats 100%20 #1 $x", "étude [1] #2 $x"
     done = sweep(
         "-m", "model=tiny_bert", "model.source=path", "model.path=modèle [1]", "model.name=mod [è]",
         "task=local", "task.name=vu (1) $y_z", "task.train_file=train (1).csv",
@@ -43,11 +46,17 @@ def test_any_name_from_the_sweep_to_the_report(
         assert {"adapter", "predictions.parquet"} <= {file.path for file in found}
     assert len(rows) == 2
 
+    _, ui, _, draw, _ = done.stdout.splitlines()[-1].split("`")
+    make, *words = shlex.split(draw)
+    assert shlex.split(ui) == [make, *words[:2], "ui", *words[3:]]
+    ours = ["-o", ".venv/.ready", f"BIN={Path(sys.executable).parent}"]
+    subprocess.run([make, *ours, *words], cwd=here, check=True, timeout=300)
+    results = here / output / "results"
+    assert list(results.glob("figures/*/overview.png"))
+
     monkeypatch.chdir(here)
-    assert analysis.main(["figures", "--uri", uri]) == 0
-    assert analysis.main(["report", "--uri", uri]) == 0
-    assert list(here.glob("results/figures/*/overview.png"))
-    page = (here / "results/report/report.html").read_text()
-    pictures = list((here / "results/report/figures").iterdir())
+    assert analysis.main(["report", "--uri", output]) == 0
+    page = (results / "report/report.html").read_text()
+    pictures = list((results / "report/figures").iterdir())
     assert len(pictures) == page.count('<img src="data:image/png') >= 3
     assert "mod [è] on vu (1) $y_z" in page
