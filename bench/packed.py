@@ -20,7 +20,6 @@ its share). ``trials_per_h`` is for a trial of --steps steps.
 
 import argparse
 import csv
-import json
 import os
 import random
 import subprocess
@@ -353,9 +352,10 @@ def tokens_a_step(trial: Any) -> float:
     cache = source.cache_home()
     found, task = source.locate(source.settings(trial), cache), trial.group("task")
     data = tasks.load(task, cache)
-    identity = json.dumps(found.lineage, sort_keys=True)
     tokenizer = load.tokenizer(found.folder)
-    train, _ = tasks.tokenise(data, task, tokenizer, identity, trial["train.max_length"], cache)
+    train, _ = tasks.tokenise(
+        data, task, tokenizer, found.tokenizer, trial["train.max_length"], cache
+    )
     return 8 * float(sum(train["length"])) / len(train)
 
 

@@ -1,17 +1,22 @@
-"""Bases from GGUF files of our own making."""
+"""Bases from GGUF files of our own making, and what says which base it is."""
 
 from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 import transformers
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 
+from lorasweep import app
+from lorasweep.composition import Composer
 from lorasweep.errors import LorasweepError
-from lorasweep.models import source
+from lorasweep.models import convert, source
+from lorasweep.trial import Trial
 
 WIDTH, INNER, HEADS, BLOCKS = 32, 64, 2, 2
 
@@ -124,3 +129,119 @@ def test_a_gguf_file_that_cannot_be_used_is_named(
     with pytest.raises(LorasweepError, match=f"own.gguf cannot be used: .*{said}"):
         source.locate(described(tmp_path / "own.gguf"), tmp_path / "cache")
     assert not list((tmp_path / "cache/models").iterdir()), "nothing half made is kept"
+
+
+def folder_of(place: Path, word: str = "weights") -> Path:
+    """Write files of the names that a model's folder has."""
+    place.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "notes.txt"):
+        (place / name).write_text(f"{name} {word}")
+    return place
+
+
+def key(composer: Composer, *typed: str) -> str:
+    (trial,) = app.with_content([Trial(composer(typed).flat)])
+    return trial.key
+
+
+def test_what_a_folder_holds_is_in_the_key_and_not_its_path(
+    composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(path: Path | str) -> str:
+        return key(composer, "model=llama3_8b", "model.source=path", f"model.path={path}")
+
+    folder = folder_of(tmp_path / "model")
+    before, copied = of(folder), of(folder_of(tmp_path / "copy"))
+    monkeypatch.chdir(tmp_path)
+    assert before == copied == of("model") == of("copy/../model/")
+    (folder / "notes.txt").write_text("of no weight")
+    assert of(folder) == before
+    seen = {before}
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text(f"{name} another")
+        assert of(folder) not in seen
+        seen.add(of(folder))
+
+
+def test_a_gguf_file_replaced_is_another_trial(
+    composer: Composer, file: tuple[Path, dict[str, np.ndarray[Any, Any]]]
+) -> None:
+    def of() -> str:
+        return key(composer, "model.source=path", f"model.path={file[0]}")
+
+    before = of()
+    file[0].write_bytes(file[0].read_bytes()[:-1] + b"x")
+    assert of() != before
+
+
+def test_large_weights_are_read_once_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORASWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(source, "_LARGE", 1)
+    weights = tmp_path / "model.safetensors"
+    weights.write_text("one")
+    first = source.sha256(weights)
+    with monkeypatch.context() as reading:
+        reading.setattr(source, "_sha256", None)  # another process would read it again
+        assert source.sha256(weights) == first
+    weights.write_text("two")  # of the same size
+    assert source.sha256(weights) != first
+
+
+def test_a_pinned_package_is_its_version_and_nothing_is_read(composer: Composer) -> None:
+    flat = composer(["model=minilm"]).flat
+    assert app.with_content([Trial(flat)])[0].config == flat
+
+
+COMMITS = {"main": "a" * 40, None: "a" * 40, "old": "b" * 40}
+
+
+def test_a_branch_of_the_hub_is_the_commit_it_stands_for(
+    composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hub:
+        def model_info(self, name: str, *, revision: str | None, timeout: float) -> Any:
+            return huggingface_hub.ModelInfo(id=name, sha=COMMITS[revision])
+
+    def of(revision: str | None) -> str:
+        source.commit_of.cache_clear()
+        return key(composer, "model=roberta_base", f"model.revision={revision or 'null'}")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    pinned = of("a" * 40)
+    assert of("main") == of(None) == pinned
+    assert of("old") == of("b" * 40) != pinned
+    monkeypatch.setitem(COMMITS, "main", "c" * 40)  # somebody pushed
+    assert of("main") == of("c" * 40) != pinned
+
+
+def test_without_the_hub_a_branch_is_what_the_cache_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Offline:
+        def model_info(self, *_: Any, **__: Any) -> Any:
+            raise OfflineModeIsEnabled("offline")
+
+    kept = tmp_path / "models--own--model"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs/main").write_text("a" * 40)
+    (kept / "snapshots").mkdir()
+    folder_of(kept / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(huggingface_hub, "HfApi", Offline)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    model = {"source": "hub", "id": "own/model", "revision": "main"}
+    source.commit_of.cache_clear()
+    assert source.identity(model) == {"revision": "a" * 40}
+    source.commit_of.cache_clear()
+    assert source.identity({**model, "revision": "other"}) == {}
+
+
+def test_tokens_are_those_of_the_tokenizer_that_is_there(tmp_path: Path) -> None:
+    base = source.Base(tmp_path / "base", {})
+    convert.byte_tokenizer().save_pretrained(base.folder)
+    first = base.tokenizer
+    assert base.tokenizer == first
+    words = base.folder / "tokenizer.json"
+    words.write_text(words.read_text().replace('"<s>"', '"<t>"'))
+    assert base.tokenizer != first

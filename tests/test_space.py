@@ -136,8 +136,8 @@ MIXED = (
 def test_keys_of_many_are_those_of_each_alone(composer: Composer) -> None:
     found = trials(composer, *MIXED)
     assert [t.key for t in found] == [key_of(t.config) for t in found]
-    # of the base only seeds; else methods, ranks with alphas (r is 8 once), seeds and rates
-    assert len(found) == 2 + 2 * 5 * 2 * 2
+    # of the base only seeds; else methods, ranks with alphas (8 is 8.0, r is 8 once), seeds, rates
+    assert len(found) == 2 + 2 * 3 * 2 * 2
 
 
 @pytest.mark.parametrize(

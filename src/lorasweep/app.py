@@ -80,25 +80,32 @@ def request_of(arguments: Sequence[str], params: Mapping[str, Any], composer: Co
 
 
 def with_content(trials: Sequence[Trial]) -> list[Trial]:
-    """Add the hash of the user's own files, which are part of what a trial is."""
+    """Add what the user's own files hold and what a branch stands for, as parts of the key."""
     from lorasweep import tasks
+    from lorasweep.models import source
 
-    hashes = {
-        _content(trial, "task"): tasks.digest(trial.group("task"))
-        for trial in _distinct(trials, "task")
+    groups: dict[str, Callable[[Trial], Mapping[str, str | None]]] = {
+        "model": lambda trial: source.identity(source.settings(trial)),
+        "task": lambda trial: {"sha256": tasks.digest(trial.group("task"))},
     }
-    if not any(hashes.values()):
+    content = {
+        (group, _content(trial, group)): {f"{group}.{k}": v for k, v in add(trial).items() if v}
+        for group, add in groups.items()
+        for trial in _distinct(trials, group)
+    }
+    if not any(content.values()):
         return list(trials)
     kinds: dict[object, tuple[dict[str, str], Form]] = {}  # what is added, and of its keys
-    found = []
+    found: dict[str, Trial] = {}
     for trial in trials:
         if trial.kind not in kinds:
-            digest = hashes[_content(trial, "task")]
-            more = {"task.sha256": digest} if digest else {}
+            parts = [content[group, _content(trial, group)] for group in groups]
+            more = {name: value for part in parts for name, value in part.items()}
             kinds[trial.kind] = more, key_form({**trial.config, **more})
         more, form = kinds[trial.kind]
-        found.append(keyed({**trial.config, **more}, trial.kind, form))
-    return found
+        known = keyed({**trial.config, **more}, trial.kind, form)
+        found.setdefault(known.key, known)  # two paths to one content are one trial
+    return list(found.values())
 
 
 def _content(trial: Trial, group: str) -> tuple[str, ...]:

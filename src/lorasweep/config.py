@@ -18,7 +18,7 @@ from lorasweep import addresses
 from lorasweep.errors import nearest
 from lorasweep.models import roles
 from lorasweep.retries import OOM_REMEDIES
-from lorasweep.trial import Config
+from lorasweep.trial import Config, whole
 
 
 class Precision(StrEnum):
@@ -349,12 +349,11 @@ def alpha_of(r: Any, alpha: Any) -> float:
         ValueError: it is neither a number nor a multiple of r.
     """
     if isinstance(alpha, int | float) and not isinstance(alpha, bool):
-        return alpha
+        return whole(alpha)
     factors = _factors(str(alpha).strip())
     if factors is None:
         raise ValueError(f"lora.alpha={alpha}: neither a number nor a multiple of r (r, 2r, 0.5r)")
-    value = factors[0] * r / factors[1]
-    return int(value) if value == int(value) else value
+    return whole(factors[0] * r / factors[1])
 
 
 @lru_cache(maxsize=256)

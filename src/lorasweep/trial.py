@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from lorasweep.models import roles
+
 State = Literal["done", "failed", "oom", "diverged", "pruned", "stopped"]
 STATES: tuple[State, ...] = ("done", "failed", "oom", "diverged", "pruned", "stopped")
 # A state that another run of the same command would not change.
@@ -32,7 +34,6 @@ _NOT_IN_KEY = (
     "method.name",
     "target.name",
     "model.learning_rate",
-    "model.precision",
 )
 _NOT_IN_KEY_GROUPS = ("engine", "sampler", "pruner", "executor", "tracking")
 # What sweeps vary most, and what changes neither the costs of a trial nor what else it needs.
@@ -47,6 +48,7 @@ _UNTRAINED = ("train.precision", "train.max_length", "train.padding")
 #     "method.dora": False,
 NEUTRAL: dict[str, Any] = {
     "train.master_weights": "none",
+    "model.precision": "fp32",  # of random weights, which are drawn in it
 }
 
 # Which trials give other numbers than an earlier release did, and why: one line a change. Their
@@ -63,12 +65,75 @@ NUMERICS: list[tuple[str, Callable[[Config], bool]]] = [
 ]
 
 
+# Settings that others make meaningless: name, the value that stands for it in the key, and where.
+# The values are those that conf/ had when keys were first recorded, and must not follow it.
+_MOOT: list[tuple[str, Any, Callable[[Config], bool]]] = [
+    ("train.epochs", 1.0, lambda c: c.get("train.max_steps") is not None),
+    ("train.warmup", 0.1, lambda c: c.get("train.schedule") == "constant"),
+    ("train.master_weights", "none", lambda c: not _trains_bf16_weights(c)),
+    ("method.double_quant", False, lambda c: c["method.quant"] == "int8"),
+    ("task.eval_fraction", 0.2, lambda c: c.get("task.source") != "hub" and _apart(c)),
+    ("task.eval_fraction", None, lambda c: c.get("task.source") == "hub" and _apart(c)),
+    ("task.subset_seed", 0, lambda c: _apart(c) and _whole_task(c)),
+    ("model.package", None, lambda c: c["model.source"] != "package"),
+    ("model.version", None, lambda c: c["model.source"] != "package"),
+    ("model.path", None, lambda c: c["model.source"] not in ("package", "path")),
+    ("model.id", None, lambda c: c["model.source"] != "hub"),
+    ("model.revision", None, lambda c: c["model.source"] != "hub"),
+    ("model.tokenizer", None, lambda c: c["model.source"] != "random"),
+]
+
+
+def _trains_bf16_weights(config: Config) -> bool:
+    return config["method.trains"] == "everything" and config.get("train.precision") == "bf16"
+
+
+def _apart(config: Config) -> bool:
+    """Whether evaluation items are given, so that none are held out from the training items."""
+    given = {"hub": "task.eval_split", "files": "task.eval_file"}
+    setting = given.get(str(config.get("task.source")))
+    return setting is None or config.get(setting) is not None
+
+
+def _whole_task(config: Config) -> bool:
+    return config.get("task.train_size") is None and config.get("task.eval_size") is None
+
+
+def _roles(wanted: Iterable[str]) -> list[str]:
+    """Return layer roles in their usual order, each once, as conf/target spells them."""
+    spelt = {"gate?" if role == "gate" else role for role in wanted}
+    places = {name: place for place, name in enumerate(roles.NAMES)}
+    return sorted(spelt, key=lambda role: (places.get(role.removesuffix("?"), 99), role))
+
+
+# One spelling of values that mean the same.
+_CANONICAL: dict[str, Callable[[Any], Any]] = {
+    "lora.alpha": lambda alpha: whole(alpha) if isinstance(alpha, float) else alpha,
+    "target.roles": _roles,
+}
+
+
+def whole(value: float) -> float:
+    """Return a number without a fraction as an integer: 16.0 → 16."""
+    return int(value) if float(value).is_integer() else value
+
+
 def relevant(config: Config) -> dict[str, Any]:
     """Return the settings that can change the trial's result, and no others, in sorted order.
 
     ``method=base lora.r=1,2,4`` is one trial, not three: rank means nothing without an adapter.
+    Values that mean the same are spelt alike.
     """
-    return {name: config[name] for name in _relevant(config)}
+    moot = _moot(config)
+    return {name: _canonical(name, config[name]) for name in _relevant(config) if name not in moot}
+
+
+def _canonical(name: str, value: Any) -> Any:
+    return _CANONICAL[name](value) if name in _CANONICAL else value
+
+
+def _moot(config: Config) -> dict[str, Any]:
+    return {name: value for name, value, moot in _MOOT if name in config and moot(config)}
 
 
 def numerics(config: Config) -> int:
@@ -78,7 +143,8 @@ def numerics(config: Config) -> int:
 
 def _identity(config: Config) -> dict[str, Any]:
     """Return what the key is a hash of, in sorted order."""
-    found = relevant(config)
+    moot = _moot(config)
+    found = {n: moot[n] if n in moot else _canonical(n, config[n]) for n in _relevant(config)}
     for name in NEUTRAL.keys() & found.keys():
         if found[name] == NEUTRAL[name]:
             del found[name]
@@ -92,7 +158,6 @@ def _relevant(config: Config) -> tuple[str, ...]:
         config["method.trains"],
         config["method.quant"] is not None,
         config["model.source"] != "random",
-        config["train.precision"] == "bf16",
     )
 
 
@@ -103,7 +168,7 @@ def _group_names(names: tuple[str, ...], prefix: str) -> tuple[tuple[str, str], 
 
 @lru_cache(maxsize=256)  # a long sweep has few kinds of trials
 def _relevant_names(
-    names: tuple[str, ...], trains: str | None, quantised: bool, known_weights: bool, bf16: bool
+    names: tuple[str, ...], trains: str | None, quantised: bool, known_weights: bool
 ) -> tuple[str, ...]:
     def keep(name: str) -> bool:
         if name in _NOT_IN_KEY or name.split(".")[0] in _NOT_IN_KEY_GROUPS:
@@ -112,13 +177,13 @@ def _relevant_names(
             return False
         if name in _QUANT_ONLY and not quantised:
             return False
-        if name == "train.master_weights" and not (trains == "everything" and bf16):
-            return False
         if name.startswith("train.") and trains is None and name not in _UNTRAINED:
             return False
-        if name.startswith("model.shape.") and known_weights:
-            return False
+        if name == "model.precision" or name.startswith("model.shape."):
+            return not known_weights
         # what the files hold counts, not where they lie
+        if name == "model.path" and "model.sha256" in names:
+            return False
         return not ("task.sha256" in names and name in ("task.train_file", "task.eval_file"))
 
     return tuple(sorted(filter(keep, names)))

@@ -188,10 +188,9 @@ class _Session:
         task = trial.group("task")
         data = tasks.load(task, cache)
         tokenizer = load.tokenizer(found.folder)
-        identity = json.dumps(found.lineage, sort_keys=True)
         length = trial["train.max_length"]
         self.train_set, self.eval_set = tasks.tokenise(
-            data, task, tokenizer, identity, length, cache
+            data, task, tokenizer, found.tokenizer, length, cache
         )
         pad = tokenizer.pad_token_id
         model = self.bases.get(trial, found.folder, data.labels, pad)

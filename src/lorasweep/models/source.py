@@ -4,13 +4,15 @@ Whatever the source, the rest of lorasweep sees one local folder with ``config.j
 safetensors weights and a tokenizer. Weights are read as safetensors or GGUF only.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,12 @@ from lorasweep.trial import Trial
 
 Model = Mapping[str, Any]
 _WEIGHTS = ("*.safetensors", "*.gguf")
+# What decides how texts become tokens (the configuration names the tokenizer's class).
+_TOKENIZER = (
+    *("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "*.model", "*.tiktoken"),
+)
+_COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*"]
 
 
@@ -31,6 +39,13 @@ class Base:
     folder: Path
     lineage: dict[str, Any]
 
+    @property
+    def tokenizer(self) -> str:
+        """SHA-256 of the files that decide how texts become tokens."""
+        return _sha256_of(_matching(self.folder, _TOKENIZER))
+
+
+_LARGE = 64 * 2**20  # bytes of a file that takes longer to read than to look up
 
 # --------------------------------------------------------------------------- checks
 
@@ -268,15 +283,94 @@ def cache_home() -> Path:
 
 
 def sha256(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; read once as long as it does not change."""
+    """SHA-256 of a file, in hexadecimal; a large one is read once as long as it does not change."""
     stat = file.stat()
-    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+    state = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    if stat.st_size < _LARGE:
+        return _sha256(file, *state)
+    name = hashlib.sha256(json.dumps([str(file.resolve()), *state]).encode()).hexdigest()
+    kept = cache_home() / "sha256" / name[:32]
+    try:
+        return kept.read_text()
+    except FileNotFoundError:
+        digest = _sha256(file, *state)
+    with contextlib.suppress(OSError):  # then it is read again next time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}")
+        part.write_text(digest)
+        part.replace(kept)
+    return digest
+
+
+@lru_cache(maxsize=256)
+def _sha256(file: Path, size: int, modified: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of(files: Iterable[Path]) -> str:
+    """SHA-256 of names and content of several files."""
+    text = json.dumps([(file.name, sha256(file)) for file in files])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({f for p in patterns for f in folder.glob(p) if f.is_file()})
+
+
+def identity(model: Model) -> dict[str, str]:
+    """Return what says which base this is, beyond the settings: to be a part of the trial's key.
+
+    Of files of the user's own the hash of their content, of a hub's branch or tag its commit.
+    Nothing for what the settings pin (a package's version, a commit, a shape), and for what
+    cannot be had, which ``problems`` explains.
+    """
+    match model["source"]:
+        case "path":
+            digest = _content(Path(str(model["path"])))
+        case "package" if model["version"] is None:
+            digest = _content(_package_path(model))
+        case "hub":
+            commit = _commit(model)
+            return {} if commit in (None, model["revision"]) else {"revision": str(commit)}
+        case _:
+            return {}
+    return {} if digest is None else {"sha256": digest}
+
+
+def _content(path: Path) -> str | None:
+    """SHA-256 of weights, configuration and tokenizer; None where they cannot be read."""
+    try:
+        if path.is_file():
+            return sha256(path)
+        weights = _matching(path, ["*.safetensors"])
+        if not weights:
+            gguf = _matching(path, ["*.gguf"])
+            return sha256(gguf[0]) if gguf else None
+        index = _matching(path, ["*.safetensors.index.json"])
+        return _sha256_of([*weights, *index, *_matching(path, _TOKENIZER)])
+    except OSError:
+        return None
 
 
 @lru_cache(maxsize=64)
-def _sha256(file: Path, size: int, modified: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def commit_of(name: str, revision: str | None) -> str | None:
+    """Commit of a branch or tag by the hub, else by the cache; None where neither knows."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return HfApi().model_info(name, revision=revision, timeout=8).sha
+    except (LocalEntryNotFoundError, OSError, ValueError, http_error()):
+        kept = _cached_snapshot({"id": name, "revision": revision})
+        return None if kept is None else kept.name
+
+
+def _commit(model: Model) -> str | None:
+    revision = model["revision"]
+    if revision is not None and _COMMIT.fullmatch(str(revision)):
+        return str(revision)
+    return commit_of(str(model["id"]), revision)
 
 
 def locate(model: Model, cache: Path) -> Base:

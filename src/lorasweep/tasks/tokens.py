@@ -34,7 +34,7 @@ def tokenise(
         data: the items.
         task: its name is used, for the folder's.
         tokenizer: what to tokenise with.
-        tokenizer_id: names the tokenizer and its revision.
+        tokenizer_id: a hash of what decides how the tokenizer cuts texts.
         max_length: tokens an item at most, special ones included; longer items are cut.
         cache: folder to keep the tokens in.
 

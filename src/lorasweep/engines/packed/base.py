@@ -1,6 +1,5 @@
 """A frozen base in memory with its data: what the trials of a pack share."""
 
-import json
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -105,12 +104,11 @@ class Base:
         found, task = source.locate(source.settings(trial), cache), trial.group("task")
         data = tasks.load(task, cache)
         tokenizer = load.tokenizer(found.folder)
-        identity = json.dumps(found.lineage, sort_keys=True)
         pad: int = tokenizer.pad_token_id
         self.train, self.eval = (
             side(part, pad, self.device)
             for part in tasks.tokenise(
-                data, task, tokenizer, identity, trial["train.max_length"], cache
+                data, task, tokenizer, found.tokenizer, trial["train.max_length"], cache
             )
         )
         self.lineage: dict[str, Any] = {

@@ -12,7 +12,7 @@ _OWN = ("memory", "speed/", "time/train_s", "time/eval_s", "time/load_s", "time/
 _GROUPS = ("model.", "method.", "task.")
 _SHARED = ("train.precision", "train.max_length", "engine.exactness", "engine.nf4_cache")
 # Names and suggestions change nothing; batches of evaluation are the engine's own affair.
-_FREE = ("model.name", "model.learning_rate", "model.precision", "method.name", "task.name")
+_FREE = ("model.name", "model.learning_rate", "method.name", "task.name")
 
 
 def problems(trial: Trial) -> str | None:
@@ -44,4 +44,6 @@ def base_of(trial: Trial) -> Hashable:
         for name in trial.config
         if name in _SHARED or (name.startswith(_GROUPS) and name not in _FREE)
     )
+    if trial["model.source"] != "random":  # those are drawn in it; else it is a suggestion
+        names.remove("model.precision")
     return tuple((name, str(trial.config[name])) for name in names)
