@@ -142,12 +142,15 @@ def test_master_weights_are_in_the_key_where_they_change_a_trial(composer: Compo
         assert alike(f"method={method}", "train.precision=bf16"), method
 
 
-def test_only_accumulated_trials_have_other_numbers_than_before(composer: Composer) -> None:
+def test_which_trials_have_other_numbers_than_before(composer: Composer) -> None:
     def number(typed: str) -> int:
         return trial.numerics(trial_of(composer, f"model=tiny_llama {typed}").config)
 
     assert number("train.accumulation=2") == 1
-    assert number("train.accumulation=1") == number("method=base train.accumulation=2") == 0
+    assert number("train.max_steps=1") == 1
+    for typed in ("train.accumulation=1", "method=base train.accumulation=2 train.max_steps=1"):
+        assert number(typed) == 0
+    assert number("train.max_steps=2") == number("train.max_steps=1 train.warmup=0") == 0
 
 
 def test_only_trials_whose_numbers_a_release_changed_run_again(

@@ -62,6 +62,10 @@ NUMERICS: list[tuple[str, Callable[[Config], bool]]] = [
         "an accumulated loss is the mean over the optimizer step's items",
         lambda c: bool(c["method.trains"]) and c["train.accumulation"] > 1,
     ),
+    (
+        "the rate of a single step is not that of a warm-up's first step, which is zero",
+        lambda c: bool(c["method.trains"]) and c["train.max_steps"] == 1 and c["train.warmup"] > 0,
+    ),
 ]
 
 

@@ -1,6 +1,7 @@
 """What every engine does, and that the packed one gives the reference's numbers."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,56 @@ def test_divergence_pruning_and_failure_are_results(
     run(engine(), [failing], tmp_path, watch)
     assert watch.results[failing.key].state == "failed"
     assert "no such weights" in str(watch.results[failing.key].error)
+
+
+EVERY = pytest.mark.parametrize(
+    ("engine", "method"), [(TrainerEngine, "lora"), (TrainerEngine, "fft"), (PackedEngine, "lora")]
+)
+
+
+@EVERY
+def test_a_last_step_to_infinity_is_a_divergence(
+    engine: type[Engine], method: str, make: Make, tmp_path: Path
+) -> None:
+    (trial,) = make(
+        "model=tiny_llama", f"method={method}", "train.learning_rate=1e30", "train.max_steps=1",
+        "train.warmup=0",
+    )  # fmt: skip
+    assert_diverged(run(engine(), [trial], tmp_path).results[trial.key])
+
+
+@EVERY
+def test_a_loss_that_is_nan_after_the_last_log_is_a_divergence(
+    engine: type[Engine], method: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 43 steps every second is logged, and the last is none of them."""
+    seen, cross_entropy = [0], torch.nn.functional.cross_entropy
+
+    def poisoned(scores: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        loss = cross_entropy(scores, *rest, **named)
+        seen[0] += loss.requires_grad
+        return loss * math.nan if seen[0] == 43 else loss
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", poisoned)
+    (trial,) = make("model=tiny_llama", f"method={method}", "train.max_steps=43")
+    assert_diverged(run(engine(), [trial], tmp_path).results[trial.key])
+
+
+def assert_diverged(result: Result) -> None:
+    assert result.state == "diverged", (result.state, result.error)
+    assert "at step" in str(result.error)
+    assert "eval/accuracy" not in result.metrics, "it would be at chance"
+
+
+@BOTH
+def test_a_single_step_trains_whatever_the_warm_up(
+    engine: type[Engine], make: Make, tmp_path: Path
+) -> None:
+    trials = make("model=tiny_llama", "train.max_steps=1", "train.warmup=0,0.1,0.5")
+    watch = run(engine(), trials, tmp_path)
+    assert [watch.results[t.key].state for t in trials] == ["done"] * 3
+    losses = {watch.results[t.key].metrics["eval/loss"] for t in trials}
+    assert len(losses) == 1
 
 
 @pytest.mark.parametrize("engine", [TrainerEngine, PackedEngine])

@@ -1,10 +1,39 @@
 """What every engine is given and gives back."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from lorasweep.trial import Result, Trial
+
+
+class DivergedError(Exception):
+    """The loss, or what was trained, is no longer a number."""
+
+
+def finite(loss: float, step: int, what: str = "the loss") -> float:
+    """Return a loss that was read at a step.
+
+    Raises:
+        DivergedError: it is no number.
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(f"{what} was {loss} at step {step}")
+    return loss
+
+
+def diverged_weights(step: int) -> DivergedError:
+    """Return the error for a training that leaves weights that are no numbers."""
+    return DivergedError(f"weights were nan or infinite at step {step}")
+
+
+def warmup_steps(trial: Trial, total: int) -> int:
+    """Return in how many of the steps the learning rate grows.
+
+    It is zero in the first of them, so that a training of a single step would train nothing.
+    """
+    return 0 if total == 1 else math.ceil(total * trial["train.warmup"])
 
 
 class Watch(Protocol):

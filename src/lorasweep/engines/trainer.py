@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lorasweep import engines, tasks
 from lorasweep.engines import environment, memory
-from lorasweep.engines.base import Watch
+from lorasweep.engines.base import DivergedError, Watch, diverged_weights, finite, warmup_steps
 from lorasweep.models import adapters, load, source
 from lorasweep.trial import Result, Trial
 
@@ -32,10 +32,6 @@ _CHECKPOINTING: dict[str, Any] = {
     "gradient_checkpointing_kwargs": {"use_reentrant": False},
 }
 _ORDER = {"by_length": "group_by_length", "random": "random"}
-
-
-class DivergedError(Exception):
-    """The loss is no longer a number."""
 
 
 _LOGGED = {
@@ -74,14 +70,14 @@ class _Reporter(transformers.TrainerCallback):
             return  # its end is near: the last evaluation follows
         self.scores = {k.removeprefix("eval_"): v for k, v in metrics.items() if "eval_eval/" in k}
         self.scores["eval/loss"] = metrics["eval_loss"]
+        finite(metrics["eval_loss"], state.global_step, "the evaluation loss")
         if self.watch.report(self.trial, state.global_step, self.scores):
             self.pruned = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.watch.step(self.trial, state.global_step, state.max_steps, logs["loss"])
-            if not math.isfinite(logs["loss"]):
-                raise DivergedError(f"the loss was {logs['loss']} at step {state.global_step}")
+            finite(logs["loss"], state.global_step)
 
 
 def _curve(history: Sequence[dict[str, Any]]) -> list[tuple[str, int, float]]:
@@ -117,7 +113,7 @@ def _arguments(trial: Trial, scratch: Path, steps: int) -> transformers.Training
         max_steps=train["max_steps"] or -1,
         learning_rate=train["learning_rate"],
         lr_scheduler_type=train["schedule"],
-        warmup_steps=train["warmup"],  # below 1 it is a share of the steps
+        warmup_steps=warmup_steps(trial, steps),
         weight_decay=train["weight_decay"],
         optim=train["optimizer"],
         max_grad_norm=train["max_grad_norm"],
@@ -247,11 +243,15 @@ class _Session:
         batch = self.trial["train.batch_size"] * self.trial["train.accumulation"]
         seen = min(state.global_step * batch, round(len(self.train_set) * state.epoch))
         self.metrics["time/train_s"] = seconds
-        self.metrics["train/loss"] = losses / max(1, state.global_step)
         self.metrics["train/steps"] = state.global_step
         self.metrics["train/total_steps"] = state.max_steps
         self.metrics["speed/samples_per_s"] = seen / seconds
         self.metrics["speed/tokens_per_s"] = state.num_input_tokens_seen / seconds
+        # The last steps may have come after the last log.
+        loss = losses / max(1, state.global_step)
+        self.metrics["train/loss"] = finite(loss, state.global_step)
+        if not adapters.finite(self.model):
+            raise diverged_weights(state.global_step)
 
     def evaluate(self) -> None:
         assert self.trainer is not None
@@ -259,9 +259,10 @@ class _Session:
         self.trainer.args.train_sampling_strategy = "sequential"
         with _timed(self.metrics, "time/eval_s"):
             output = self.trainer.predict(self.eval_set.remove_columns("id"))
+        step = self.trainer.state.global_step
+        loss = finite(float(output.metrics["test_loss"]), step, "the evaluation loss")
         scores = np.asarray(output.predictions, dtype=np.float32)
-        self.metrics |= tasks.metrics(output.label_ids, scores)
-        self.metrics["eval/loss"] = float(output.metrics["test_loss"])
+        self.metrics |= {**tasks.metrics(output.label_ids, scores), "eval/loss": loss}
         pd.DataFrame(
             {
                 "id": list(self.eval_set["id"]),

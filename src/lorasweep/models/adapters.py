@@ -122,6 +122,11 @@ def counts(model: nn.Module) -> tuple[int, int]:
     return trainable, total
 
 
+def finite(model: nn.Module) -> bool:
+    """Whether all that is trained is still numbers."""
+    return all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
+
+
 def moved(model: nn.Module) -> bool:
     """Whether training changed the adapter: B starts at zero and must have left it."""
     norms = [p.norm() for n, p in model.named_parameters() if "lora_B" in n and p.requires_grad]

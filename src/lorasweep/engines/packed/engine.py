@@ -15,14 +15,14 @@ import transformers
 
 from lorasweep import engines
 from lorasweep.engines import environment, memory
-from lorasweep.engines.base import Watch
+from lorasweep.engines.base import DivergedError, Watch, finite
 from lorasweep.engines.packed import state, steps
 from lorasweep.engines.packed.adapter import Adapter
 from lorasweep.engines.packed.bank import Bank
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of
 from lorasweep.engines.packed.evaluation import Verdict, evaluate
-from lorasweep.engines.packed.member import DivergedError, Member
+from lorasweep.engines.packed.member import Member
 from lorasweep.trial import Result, Trial
 
 log = logging.getLogger(__name__)
@@ -237,14 +237,25 @@ class Pack:
         while due := [m for m in self.active if m.at_evaluation]:
             verdicts = self._guarded(due, self._judged)
             for member, verdict in zip(due, verdicts or (), strict=verdicts is not None):
-                member.evaluated(verdict.metrics)
+                if not self._sound(member, member.evaluated, verdict.metrics):
+                    continue
                 # At its last step a trial is as good as done, and no longer compared.
                 if member.step < member.total:
                     report = self.watch.report(member.trial, member.step, verdict.metrics)
                     member.pruned = verdict.metrics if report else None
 
+    def _sound(self, member: Member, look: Callable[..., None], *what: Any) -> bool:
+        """Look at a trial's numbers; where they are none any more, it has ended."""
+        try:
+            look(*what)
+        except DivergedError as error:
+            self._leave(member, Result("diverged", error=str(error)))
+            return False
+        return True
+
     def _close_trained(self) -> None:
         while trained := [m for m in self.active if m.trained]:
+            trained = [m for m in trained if self._sound(m, m.check)]
             for member in [m for m in trained if m.pruned]:
                 scores = dict(member.pruned or {})
                 self._leave(member, Result("pruned", scores, error=f"at step {member.step}"))
@@ -257,7 +268,10 @@ class Pack:
 
     def _result(self, member: Member, verdict: Verdict) -> Result:
         try:
+            finite(verdict.metrics["eval/loss"], member.step, "the evaluation loss")
             return self._kept(member, verdict)
+        except DivergedError as error:
+            return Result("diverged", error=str(error))
         except Exception as error:
             return engines.failure(error, member.folder)
 

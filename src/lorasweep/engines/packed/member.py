@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from lorasweep.engines.base import diverged_weights, finite, warmup_steps
 from lorasweep.engines.packed.adapter import Adapter
 from lorasweep.engines.packed.layout import Lane
 from lorasweep.engines.packed.tokens import Ints, Order, seed_of_workers, steps
@@ -22,15 +23,11 @@ def rates(trial: Trial, total: int) -> Callable[[int], float]:
     schedule = transformers.get_scheduler(
         train["schedule"],
         torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak),
-        num_warmup_steps=math.ceil(total * train["warmup"]),
+        num_warmup_steps=warmup_steps(trial, total),
         num_training_steps=total,
     )
     factor = schedule.lr_lambdas[0]
     return lambda step: peak * float(factor(step))
-
-
-class DivergedError(Exception):
-    """The loss is no longer a number."""
 
 
 class Member:
@@ -112,9 +109,7 @@ class Member:
             ("train/loss", self.step, loss),
             ("train/grad_norm", self.step, float(norm)),
         ]
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss was {loss} at step {self.step}")
-        return loss
+        return finite(loss, self.step)
 
     # ---------------------------------------------------------------------- evaluations
 
@@ -134,13 +129,18 @@ class Member:
         return self.step % often == 0 or self.step >= self.total
 
     def evaluated(self, scores: Mapping[str, float]) -> None:
-        """Book an evaluation along the way, and keep the weights where they are the best yet."""
+        """Book an evaluation along the way, and keep the weights where they are the best yet.
+
+        Raises:
+            DivergedError: its loss is no number.
+        """
         seed_of_workers(self.adapter.stream.order)
         self.judged, accuracy = self.step, scores["eval/accuracy"]
         self.curve += [
             ("eval/accuracy_along", self.step, accuracy),
             ("eval/loss_along", self.step, scores["eval/loss"]),
         ]
+        finite(scores["eval/loss"], self.step, "the evaluation loss")
         if not self.train["patience"]:
             self.mark()
             return
@@ -151,6 +151,16 @@ class Member:
         else:
             self.without_better += 1
         self.mark()
+
+    def check(self) -> None:
+        """Look at the steps since the last log.
+
+        Raises:
+            DivergedError: their loss, or what they left, is no number.
+        """
+        finite(float(self.loss), self.step)
+        if not bool(self.adapter.bank.weights[self.adapter.row].isfinite().all()):
+            raise diverged_weights(self.step)
 
     def take_best(self) -> None:
         """Go back to the best weights, where early stopping kept any."""
