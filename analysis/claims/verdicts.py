@@ -2,7 +2,9 @@
 
 Every part is read from one 95 % interval, whose two ends are one-sided tests at 2.5 %. A claim is
 confirmed if every part is, which needs no correction (an intersection-union test, Berger 1982); it
-is refuted if any part is, so refutations are corrected by Holm over its parts (its ranks).
+is refuted if any part is, so refutations are corrected by Holm over its parts (its ranks). The
+correction may leave a part undecided, and never makes it confirmed: what its own interval refutes
+holds no more for having been looked at among others.
 ``margin`` is the smallest difference that counts; it is fixed before any result is seen
 (see ``docs/claims.md``).
 """
@@ -39,8 +41,9 @@ class Part:
         lacks: why there is no estimate, or why it must not decide.
         counts: whether the claim's verdict depends on it.
         p_confirm: p value of the contrary of the part.
-        p_refute: p value of the contrary of its refutation, adjusted by Holm.
+        p_refute: p value of the contrary of its refutation.
         p_confirm_holm: for a reader of one part alone.
+        p_refute_holm: adjusted over the parts of the claim; it decides.
         unit: of the effect: ``points`` or ``ratio``.
     """
 
@@ -55,6 +58,7 @@ class Part:
     p_confirm: float = math.nan
     p_refute: float = math.nan
     p_confirm_holm: float = math.nan
+    p_refute_holm: float = math.nan
     unit: Literal["points", "ratio"] = "points"
 
     @property
@@ -62,9 +66,11 @@ class Part:
         """What the p values say; one seed and doubtful cells are never decided."""
         if self.estimate is None or self.estimate.seeds < 2 or self.lacks:
             return "undecided"
-        if self.p_confirm < ALPHA and not self.p_refute < ALPHA:
-            return "confirmed"
-        return "refuted" if self.p_refute < ALPHA else "undecided"
+        if self.p_refute_holm < ALPHA:
+            return "refuted"
+        # An interval between floor and margin shows both; it confirms nothing, corrected or not.
+        holds = self.p_confirm < ALPHA and not self.p_refute < ALPHA
+        return "confirmed" if holds else "undecided"
 
     @property
     def rule(self) -> str:
@@ -86,7 +92,7 @@ class Part:
         if self.estimate.seeds == 1:
             return "one seed alone decides nothing"
         if self.verdict == "undecided":
-            alone = raw_p(self)[1] < ALPHA
+            alone = self.p_refute < ALPHA
             return "the contrary, but not after Holm's correction" if alone else "both are open"
         return {"confirmed": "as claimed", "refuted": "the contrary is shown"}[self.verdict]
 
@@ -97,7 +103,6 @@ def raw_p(part: Part) -> tuple[float, float]:
     if e is None or e.seeds < 2:
         return math.nan, math.nan
     if part.kind == "greater":
-        # Shown to be greater, yet by less than counts, is no confirmation: `verdict` sees to it.
         return e.above(part.floor), e.below(max(m, part.floor))
     if part.kind == "no worse":
         return e.above(-m), e.below(-m)
@@ -116,8 +121,9 @@ def corrected(parts: Sequence[Part]) -> list[Part]:
         replace(
             part,
             p_confirm=raw[i][0],
+            p_refute=raw[i][1],
             p_confirm_holm=confirm.get(i, raw[i][0]),
-            p_refute=refute.get(i, raw[i][1]),
+            p_refute_holm=refute.get(i, raw[i][1]),
         )
         for i, part in enumerate(parts)
     ]
@@ -159,7 +165,7 @@ class Claim:
         if not chosen:
             return None
         if self.verdict == "refuted":
-            return min(chosen, key=lambda p: p.p_refute)
+            return min(chosen, key=lambda p: p.p_refute_holm)
         return max(chosen, key=lambda p: -1.0 if math.isnan(p.p_confirm) else p.p_confirm)
 
     @property

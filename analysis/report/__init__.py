@@ -317,7 +317,7 @@ def _parts(claim: claims.Claim) -> pd.DataFrame:
                 "part": part.what if part.counts else f"({part.what})",
                 "effect [95 %]": claims.evidence_text(part),
                 "p": _number(part.p_confirm_holm, 4),
-                "p refuted": _number(part.p_refute, 4),
+                "p refuted": _number(part.p_refute_holm, 4),
                 "verdict": f"**{part.verdict}**",
                 "rule": part.rule,
                 "why": part.why,

@@ -166,9 +166,36 @@ def test_refutations_are_corrected_over_the_parts() -> None:
     among = verdicts.corrected([doubtful, *[part(0.05, 0.001)] * 5])
     assert among[0].verdict == "undecided"
     assert among[0].why == "the contrary, but not after Holm's correction"
-    assert among[0].p_refute == pytest.approx(6 * verdicts.raw_p(doubtful)[1])
+    assert among[0].p_refute_holm == pytest.approx(6 * verdicts.raw_p(doubtful)[1])
     informs = [part(0.05, 0.001, counts=False)] * 5
     assert verdicts.corrected([doubtful, *informs])[0].verdict == "refuted"
+
+
+def test_a_part_refuted_alone_is_confirmed_in_no_company() -> None:
+    sure_but_small = part(0.005, 0.0047 / 2.7764)  # interval [0.0003, 0.0097], margin 0.01
+    assert verdicts.corrected([sure_but_small])[0].verdict == "refuted"
+    clear = [part(0.05, 0.001), part(-0.05, 0.001), part(0.0, 0.02)]
+    for beside in ([clear[0]], [clear[0]] * 9, clear):
+        claim = Claim("P0", "", "", tuple(verdicts.corrected([sure_but_small, *beside])))
+        assert claim.parts[0].verdict != "confirmed"
+        assert claim.verdict != "confirmed"
+    among = verdicts.corrected([sure_but_small, clear[0]])[0]
+    assert (among.verdict, among.why) == (
+        "undecided",
+        "the contrary, but not after Holm's correction",
+    )
+
+
+@pytest.mark.parametrize("kind", ["greater", "equal", "no worse"])
+def test_company_makes_no_part_more_certain(kind: verdicts.Kind) -> None:
+    steps = np.linspace(-0.03, 0.03, 25)
+    for effect in steps:
+        for error in (0.0005, 0.0017, 0.004, 0.01):
+            one = part(float(effect), error, kind)
+            (alone,) = verdicts.corrected([one])
+            among = verdicts.corrected([one, part(0.05, 0.001), part(0.0, 0.03)])[0]
+            assert among.verdict in (alone.verdict, "undecided")
+            assert alone.verdict in (among.verdict, "refuted")
 
 
 def answers_for(trials: pd.DataFrame, items: int = 1000) -> pd.DataFrame:
