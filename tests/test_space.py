@@ -218,11 +218,13 @@ def test_all_problems_are_found_at_once(composer: Composer) -> None:
         problems(
             composer, "methd=lora", "model=tiny_lama", "lora.r=0", "lora.alpha=0", "seed=x",
             "lora.dropout=1.5", "train.schedule=linar", "train.warmup=2", "task.train_size=-1",
+            "task=local",
         )
     )  # fmt: skip
     for part in (
         "'methd'; did you mean 'method'?", "did you mean 'tiny_llama'?", "lora.r=0", "seed=x",
         "lora.dropout=1.5", "did you mean 'linear'?", "train.warmup=2", "task.train_size=-1",
+        "task.train_file has no value",
     ):  # fmt: skip
         assert part in found
 
@@ -249,6 +251,9 @@ def test_all_problems_are_found_at_once(composer: Composer) -> None:
         ),
         ("train.patience=2", "needs train.eval_every"),
         ("method=fft method.quant=nf4", "cannot be trained"),
+        ("executor.name=slurm", "executor.name=slurm: not known"),
+        ("executor.name=locl", "did you mean 'local'?"),
+        ("task=local", "task.train_file has no value; give it one (task.train_file=…)"),
     ],
 )
 def test_bad_values_are_explained(composer: Composer, typed: str, says: str) -> None:

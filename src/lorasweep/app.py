@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
 from lorasweep import addresses, costs, glance, plan, samplers, space, startup
 from lorasweep.composition import Composer, plain
@@ -137,9 +137,11 @@ def preflight(trials: Sequence[Trial]) -> list[str]:
 
     found: list[str] = []
     for trial in _distinct(trials, "model"):
-        found += source.problems(source.settings(trial))
+        if MISSING not in trial.group("model").values():  # said with the other settings
+            found += source.problems(source.settings(trial))
     for trial in _distinct(trials, "task"):
-        found += tasks.problems(trial.group("task"))
+        if MISSING not in trial.group("task").values():
+            found += tasks.problems(trial.group("task"))
     for folder in {str(trial["output_dir"]) for trial in trials}:
         found += unwritable(Path(folder))
     quantising = [t for t in trials if t["method.quant"] is not None]

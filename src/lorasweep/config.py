@@ -310,6 +310,7 @@ OPTIMIZERS = (
 LISTED_SAMPLERS = ("grid", "zip")
 SAMPLERS = (*LISTED_SAMPLERS, "random", "qmc", "tpe", "gp", "nsga2")
 PRUNERS = ("none", "asha", "hyperband", "median")
+EXECUTORS = ("local",)
 
 
 def one_of(config: Config, name: str, known: Sequence[str]) -> list[str]:
@@ -378,7 +379,13 @@ def rank_problems(config: Config) -> list[str]:
 
 def problems(config: Config) -> list[str]:
     """Everything wrong with one trial's settings, each as a sentence that says where."""
-    found = [
+    missing = [name for name, value in config.items() if value == MISSING]
+    found = [f"{name} has no value; give it one ({name}=…)" for name in missing]
+    if not all(name.startswith("task.") for name in missing):
+        return found  # what depends on them cannot be checked
+    if missing:
+        config = {**config, **dict.fromkeys(missing)}
+    found += [
         *positive(config, ("train.epochs", "train.max_steps", "train.batch_size")),
         *positive(config, ("train.accumulation", "train.eval_batch_size", "train.max_length")),
         *positive(config, ("train.eval_every", "train.patience", "train.learning_rate")),
@@ -439,7 +446,8 @@ def loose_problems(config: Config) -> list[str]:
 
 def executor_problems(config: Config) -> list[str]:
     """Say what is wrong with how trials are to be run."""
-    found = positive(config, ("executor.workers", "executor.max_in_flight", "executor.timeout"))
+    found = one_of(config, "executor.name", EXECUTORS)
+    found += positive(config, ("executor.workers", "executor.max_in_flight", "executor.timeout"))
     found += positive(config, ("executor.time_budget", "executor.max_failures"))
     found += one_of(config, "executor.on_stop", ("checkpoint", "finish"))
     found += positive(config, ("tracking.patience",), zero=True)
