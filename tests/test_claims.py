@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import psutil
 import pytest
+from mlflow.entities import ViewType
 
 from lorasweep import leases
 from lorasweep import outbox as outboxes
@@ -51,6 +53,22 @@ def test_a_process_elsewhere_lives_as_long_as_its_lease() -> None:
     assert not leases.alive(owner, time.time() - 5)
 
 
+def test_machines_with_equal_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloned machine has the name, the process numbers and the containers of the other."""
+    read, names = Path.read_text, set()
+    for boot in ("1b4e28ba", "6fa459ea", "6fa459ea"):
+        with monkeypatch.context() as cloned:
+            cloned.setattr(
+                Path, "read_text", lambda file, b=boot: b if file.name == "boot_id" else read(file)
+            )
+            leases.here.cache_clear()
+            names.add(leases.here().host)
+    leases.here.cache_clear()
+    assert len(names) == 2
+    elsewhere = str(replace(leases.here(), host=names.pop()))
+    assert not leases.alive(elsewhere, time.time() - 5)  # though such a process lives here
+
+
 @pytest.fixture
 def trial(composer: Composer) -> Trial:
     return Trial({**composer([]).flat, "lora.alpha": 16, "name": "claims"})
@@ -85,7 +103,7 @@ def test_a_trial_is_held_by_one_until_its_lease_ends(
     assert second.open_sweep("claims", "s", "a test") == sweep
     second.join(sweep)
     assert second.claim(sweep, trial, "trainer") is None
-    assert [r["run_id"] for r in second.all()] == [run]  # what it asked with is withdrawn
+    assert [r["run_id"] for r in second.all()] == [run]
 
     # The first is not heard of again.
     later = time.time() + leases.LEASE_S + 1
@@ -112,6 +130,31 @@ def test_what_another_has_done_and_left_is_not_run_again(born: Born, trial: Tria
     born("b")
     assert second.others() == frozenset()
     assert second.claim(sweep, trial, "trainer") is None
+
+
+def test_who_asks_at_the_same_moment_leaves_no_trace(born: Born, trial: Trial) -> None:
+    first, second = born("a"), born("b")
+    sweep = first.open_sweep("claims", "s", "a test")
+    second.join(sweep)
+    born("a")
+    first.join(sweep)
+    ask = first._create
+
+    def asked(*arguments: Any) -> str:
+        """Have the second claim the trial when the first has looked and found none."""
+        first._create = ask
+        born("b")
+        held = second.claim(sweep, trial, "trainer")
+        second.mark(held, "lorasweep.claim", "held")
+        born("a")
+        return ask(*arguments)
+
+    first._create = asked
+    assert first.claim(sweep, trial, "trainer") is None
+    (row,) = first.all()
+    assert row["lorasweep.owner"].startswith("b:")
+    studies = [e.experiment_id for e in first.client.search_experiments()]
+    assert not first.client.search_runs(studies, run_view_type=ViewType.DELETED_ONLY)
 
 
 def test_a_run_that_was_ended_but_not_closed_keeps_its_state(born: Born, trial: Trial) -> None:

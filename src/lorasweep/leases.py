@@ -6,6 +6,7 @@ that while it does. On its own machine a dead process is seen at once, without w
 
 import socket
 import time
+import uuid
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,12 +44,17 @@ def here() -> Owner:
 
 
 def _host() -> str:
-    """Name of the machine; two containers on it, whose process numbers differ, are two."""
+    """Name a machine in which process numbers mean the same.
+
+    Cloned machines have equal names: the number that a kernel draws when it starts tells them
+    apart, elsewhere the network card's. Two containers on a machine number processes apart.
+    """
     try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
-        return socket.gethostname()
-    return f"{socket.gethostname()}/{space}"
+        return f"{socket.gethostname()}/{uuid.getnode():x}"
+    return f"{socket.gethostname()}/{boot}/{space}"
 
 
 def alive(owner: str, until: float) -> bool:

@@ -84,7 +84,7 @@ class Store(Protocol):
         """Write what a run gave, seconds since 1970 beside it, and end it. May be repeated."""
 
     def delete(self, run: str) -> None:
-        """Delete a run, as in MLflow's UI: it can be brought back there."""
+        """Take back a run that was started in vain and holds nothing."""
 
     def curve(self, run: str, metric: str) -> list[tuple[int, float]]:
         """Return (step, value) along a run."""

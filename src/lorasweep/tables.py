@@ -234,15 +234,14 @@ class Tables:
 
     def resume(self, run: str) -> None:
         """Set its status (``Store``)."""
-        self._update(run, status="RUNNING")
+        with self._writing() as connection:
+            _set(connection, run, {"status": "RUNNING"})
 
     def delete(self, run: str) -> None:
-        """Mark it (``Store``)."""
-        self._update(run, lifecycle_stage="deleted", deleted_time=_now())
-
-    def _update(self, run: str, **values: str | int) -> None:
+        """Remove it, so that none pile up among the deleted ones (``Store``)."""
         with self._writing() as connection:
-            _set(connection, run, values)
+            for table in ("tags", "params", "runs"):
+                connection.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (run,))
 
     def close(
         self, run: str, status: str, at: float, points: Sequence[Point], tags: Mapping[str, str]
