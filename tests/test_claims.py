@@ -132,6 +132,20 @@ def test_what_another_has_done_and_left_is_not_run_again(born: Born, trial: Tria
     assert second.claim(sweep, trial, "trainer") is None
 
 
+def test_a_pruned_trial_is_claimed_where_it_is_wanted_whole(born: Born, trial: Trial) -> None:
+    first = born("a")
+    sweep = first.open_sweep("claims", "s", "a test")
+    first.join(sweep)
+    run = first.claim(sweep, trial, "trainer")
+    assert run is not None
+    first.close_trial(run, Result("pruned"), {})
+
+    second = born("b")  # the first is still about
+    second.join(sweep)
+    assert second.claim(sweep, trial, "trainer") is None
+    assert second.claim(sweep, trial, "trainer", final=("done", "diverged")) is not None
+
+
 def test_who_asks_at_the_same_moment_leaves_no_trace(born: Born, trial: Trial) -> None:
     first, second = born("a"), born("b")
     sweep = first.open_sweep("claims", "s", "a test")

@@ -7,8 +7,8 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Container, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from lorasweep.trial import FINAL_STATES, Result, State, Trial
 _PARENT = "mlflow.parentRunId"
 _LEASE = "lorasweep.lease."  # on the run of a sweep, one for each controller: when it ends
 _LEFT = "0"
+_ANEW = "lorasweep.anew"  # on the run of a sweep that runs all again: since when
 _SUGGESTION = "lorasweep.suggestion."  # on the run of a sweep, one a number
 _RUN_STATUS = {"done": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
 _LOOK_S = 1.0  # how old a controller's picture of the others may be
@@ -226,7 +227,8 @@ class Record:
         trial: Trial,
         engine: str,
         *,
-        again: bool = False,
+        final: Container[str] = FINAL_STATES,
+        besides: Container[str] = (),
         contested: bool = False,
     ) -> str | None:
         """Start the run of a trial, unless another process has it. Returns the run's id.
@@ -240,16 +242,18 @@ class Record:
             sweep: the run of the sweep.
             trial: what is to be run.
             engine: name of the engine that will run it.
-            again: run it even though the record has it.
+            final: states in which it need not be run again.
+            besides: runs that do not count.
             contested: another process had it before, and may be dead by now.
         """
         # Who has gone may have ended trials since this process read what there was.
         careful = contested or bool(self.others()) or self._company
+        rivals = partial(self._rivals, trial.key, final, besides)
         with self._sentences():
-            if contested and self._rivals(trial.key, again=again) is None:
-                return None  # before a run is made in vain, each time that is asked
+            if careful and rivals() is None:
+                return None  # before a run is made in vain
             run = self._create(sweep, trial, engine, "asking" if careful else "held")
-            if careful and not self._wins(run, trial.key, again=again):
+            if careful and not _wins(run, rivals):
                 self._store.delete(run)
                 return None
             if careful:
@@ -272,20 +276,13 @@ class Record:
         study = self._study(str(trial["name"]))
         return self._store.create(study, trial.label, tags, params).number
 
-    def _wins(self, run: str, key: str, *, again: bool) -> bool:
-        while True:
-            rivals = self._rivals(key, again=again, mine=run)
-            if rivals is None or any(other < run for other in rivals):
-                return False
-            if not rivals:
-                return True
-            time.sleep(0.05)
-
-    def _rivals(self, key: str, *, again: bool, mine: str | None = None) -> set[str] | None:
+    def _rivals(
+        self, key: str, final: Container[str], besides: Container[str], mine: str | None = None
+    ) -> set[str] | None:
         """Runs of living processes that ask for a trial; None where one has it, or it is done."""
         rivals = set()
         for run in self._store.runs({"lorasweep.key": key}):
-            if not again and run.tags.get("lorasweep.state") in FINAL_STATES:
+            if run.number not in besides and run.tags.get("lorasweep.state") in final:
                 return None
             if run.status != "RUNNING" or run.number == mine:
                 continue
@@ -313,6 +310,18 @@ class Record:
                 return before[-1].number
             tags = {"lorasweep.sweep": name, "mlflow.note.content": description}
             return self._store.create(place, f"sweep {name}", tags, {}).number
+
+    def anew(self, sweep: str) -> float:
+        """Return since when a sweep runs all of its trials again, in seconds since 1970.
+
+        That is now, or when a call began it that did not get to its end.
+        """
+        with self._sentences():
+            since = self._run(sweep).tags.get(_ANEW)
+            if since is None:
+                since = f"{time.time():.3f}"
+                self._store.tag(sweep, _ANEW, since)
+        return float(since)
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Keep other processes of this machine from making the same sweep at the same moment."""
@@ -396,6 +405,8 @@ class Record:
             points = [(name, 0, float(value)) for name, value in metrics.items()]
             status = "FINISHED" if whole else "KILLED"
             self._store.close(sweep, status, time.time(), points, {})
+            if whole:
+                self._store.tag(sweep, _ANEW, None)
 
 
 def _open(uri: str) -> Store:
@@ -414,6 +425,17 @@ def _open(uri: str) -> Store:
     from lorasweep.client import Client
 
     return Client(uri)
+
+
+def _wins(run: str, rivals: Callable[..., set[str] | None]) -> bool:
+    """Whether a run gets the trial that it asks for; waits for those that have to withdraw."""
+    while True:
+        others = rivals(mine=run)
+        if others is None or any(other < run for other in others):
+            return False
+        if not others:
+            return True
+        time.sleep(0.05)
 
 
 def _takes_part(owner: str, until: str) -> bool:

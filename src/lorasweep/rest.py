@@ -22,9 +22,10 @@ DEFAULT = "outputs"  # record that `make ui` and its like take without being tol
 
 
 def final(settings: Trial) -> frozenset[State]:
-    """States in which a trial is not run again, as the user wishes to resume."""
-    if settings["resume"] == "fresh":
-        return frozenset()
+    """States in which a trial is not run again, as the user wishes to resume.
+
+    With ``resume=fresh`` that holds for what was started since the sweep began anew.
+    """
     states = set(FINAL_STATES)
     if settings["resume"] == "only_missing":
         states |= {"failed", "oom"}
@@ -76,6 +77,8 @@ def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int |
     settings = request.settings
     file = addresses.record_file(str(settings["tracking.uri"]))
     if request.search is not None or len(request.objectives) > 1 or file is None:
+        return None
+    if settings["resume"] == "fresh":
         return None
     study, sampler = str(settings["name"]), request.sampler(trials)
     if not file.exists() or not glance.at_rest(file, study, sampler.identity):

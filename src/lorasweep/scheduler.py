@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorasweep import leases, packs, retries
+from lorasweep import leases, packs, rest, retries
 from lorasweep.errors import RecordError
 from lorasweep.executors.base import Executor, Job
 from lorasweep.folders import clear, save_config
@@ -76,6 +76,15 @@ class Known:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class History:
+    """What the record says before a sweep starts."""
+
+    known: Mapping[str, Known]  # trials that need not be run, by key
+    ended: frozenset[str]  # runs: they say nothing of what others run meanwhile
+    begun: frozenset[str]  # trials that this sweep has started already
+
+
 class Scheduler:
     """Runs a sampler's trials on an executor (whose ``Handler`` it is)."""
 
@@ -89,8 +98,7 @@ class Scheduler:
         sweep: str,
         settings: Trial,
         output: Path,
-        known: Mapping[str, Known],
-        before: frozenset[str],
+        history: History,
         predicted: Callable[[Trial], float],
         room: Callable[[Sequence[Trial], Trial], bool],
         signals: Signals,
@@ -106,8 +114,7 @@ class Scheduler:
             sweep: the run of the sweep in the record.
             settings: any trial of the sweep, for what is the same in all (executor, engine).
             output: folder of the study; each trial has one under it.
-            known: trials that need not run, by key.
-            before: runs that had ended in the record before this sweep looked.
+            history: what the record says.
             predicted: seconds that a trial will take, as planned.
             room: whether a pack has room for another trial.
             signals: the user's, caught already.
@@ -115,11 +122,13 @@ class Scheduler:
         self.sampler, self.pruner, self.record = sampler, pruner, record
         self.executor, self.screen, self.sweep = executor, screen, sweep
         self.policy = settings.group("executor")
-        self.again = settings["resume"] == "fresh"
+        self.fresh = settings["resume"] == "fresh"
+        self.final = rest.final(settings)  # states in which a trial is not run again
         self.patience = float(settings["tracking.patience"])
         self.pack_size = packs.most(settings)
-        self.output, self.known, self.predicted = output, dict(known), predicted
-        self.before, self.room, self.signals = before, room, signals
+        self.output, self.predicted, self.room, self.signals = output, predicted, room, signals
+        self.known, self.ended_before = dict(history.known), history.ended
+        self.begun = set(history.begun)
         self.outbox = Outbox(record, partial(record.renew, sweep), screen.say)
         self.attempts: dict[str, Attempt] = {}  # running, by key
         self.retry: deque[Attempt] = deque()
@@ -351,7 +360,12 @@ class Scheduler:
                 contested = trial.key in self.contested
                 engine = str(packs.settled(trial)["engine.name"])
                 run = self.record.claim(
-                    self.sweep, trial, engine, again=self.again, contested=contested
+                    self.sweep,
+                    trial,
+                    engine,
+                    final=self.final,
+                    besides=self.ended_before,
+                    contested=contested,
                 )
         except RecordError as error:
             self.outbox.failed(error)
@@ -373,7 +387,8 @@ class Scheduler:
 
     def _job(self, attempt: Attempt) -> Job:
         folder = self._folder(attempt)
-        clear(folder, state=self.again and not attempt.failures)
+        clear(folder, state=self.fresh and attempt.trial.key not in self.begun)
+        self.begun.add(attempt.trial.key)
         places = folder / ".hydra", folder / "artifacts"
         save_config(attempt.trial, *(place / "config.yaml" for place in places))
         return Job(attempt.trial.key, attempt.job, folder)
@@ -527,19 +542,19 @@ class Scheduler:
             return
         self._looked = time.monotonic()
         try:
-            rows = self.record.rows(self.elsewhere, besides=self.before)
+            rows = self.record.rows(self.elsewhere, besides=self.ended_before)
         except RecordError as error:
             self.outbox.failed(error)
             return
         for key, suggestion in list(self.elsewhere.items()):
             state = rows.get(key, {}).get("lorasweep.state")
-            if state not in (None, "stopped"):
+            if state in self.final | {"failed", "oom"}:
                 del self.elsewhere[key]
                 self.known[key] = known_of(rows[key])
                 self._tell(suggestion)
                 self.screen.elsewhere(suggestion.trial, rows[key])
             elif not self.attempts and not self.retry:
-                del self.elsewhere[key]  # perhaps its owner is gone: claim again
+                del self.elsewhere[key]  # its owner is gone, or has pruned it: claim it
                 self.ready.append(suggestion)
 
 

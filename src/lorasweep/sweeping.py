@@ -22,7 +22,7 @@ from lorasweep.models import source
 from lorasweep.outbox import collect
 from lorasweep.record import Record
 from lorasweep.samplers import Past, Sampler, objectives
-from lorasweep.scheduler import Known, Scheduler, known_of
+from lorasweep.scheduler import History, Known, Scheduler, known_of
 from lorasweep.screen import Screen, console
 from lorasweep.signals import Signals
 from lorasweep.trial import Trial
@@ -81,8 +81,10 @@ def _go(
     """Run what is not in the record."""
     settings, study = request.settings, str(request.settings["name"])
     output = Path(str(settings["output_dir"])) / study
+    since = record.anew(sweep) if settings["resume"] == "fresh" else 0.0
     rows = record.all()
-    known = _known(rows, settings)
+    history = _history(rows, settings, since)
+    known = history.known
     if sampler.remembers:
         sampler.restore(_past(record, sweep, known))
     done = sum(t.key in known for t in trials) if request.search is None else len(known)
@@ -103,8 +105,7 @@ def _go(
             sweep=sweep,
             settings=settings,
             output=output,
-            known=known,
-            before=frozenset(row["run_id"] for row in rows if row.get("lorasweep.state")),
+            history=history,
             predicted=_predictor(found),
             room=found.room,
             signals=signals,
@@ -114,15 +115,26 @@ def _go(
     return _Ending(request, record, sweep, sampler, scheduler, executor)
 
 
-def _known(rows: Iterable[Mapping[str, Any]], settings: Trial) -> dict[str, Known]:
-    """Trials that need not be run, as the user wishes to resume."""
+def _history(rows: Iterable[Mapping[str, Any]], settings: Trial, since: float) -> History:
+    """Read what need not be run, as the user wishes to resume.
+
+    Args:
+        rows: of the record.
+        settings: of the sweep.
+        since: in seconds since 1970; what was started before does not count.
+    """
     final = rest.final(settings)
-    found: dict[str, Known] = {}
+    known: dict[str, Known] = {}
+    ended, begun = set[str](), set[str]()
     for row in rows:
         key, state = row["lorasweep.key"], row.get("lorasweep.state")
-        if state in final and (key not in found or state == "done"):
-            found[key] = known_of(row)
-    return found
+        if row["start_time"] >= since * 1000:
+            begun.add(key)
+            if state in final and (key not in known or state == "done"):
+                known[key] = known_of(row)
+        if state not in (None, "stopped"):  # a result that waits may still end what was stopped
+            ended.add(row["run_id"])
+    return History(known, frozenset(ended), frozenset(begun))
 
 
 def _past(record: Record, sweep: str, known: Mapping[str, Known]) -> list[Past]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import ViewType
 
 from lorasweep import record
 from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Sandboxes, wait_for
@@ -29,6 +30,9 @@ def test_two_controllers_share_the_work_and_one_outlives_the_other(
     assert set(box.starts().values()) == {1}
     assert set(box.attempts().values()) == {1}
     assert all("8 of 8 trials done" in one.said for one in both)
+    client = mlflow.MlflowClient(box.uri)
+    studies = [study.experiment_id for study in client.search_experiments()]
+    assert not client.search_runs(studies, run_view_type=ViewType.DELETED_ONLY)
 
     sixteen = ("lora.r=1,2,3,...,16", *EIGHT[1:])
     both = [box.start(*sixteen, FAULTY_STEP_S=0.3) for _ in range(2)]
@@ -38,6 +42,21 @@ def test_two_controllers_share_the_work_and_one_outlives_the_other(
     both[0].ends()
     box.is_left_clean()
     like_calm(box, 16)
+
+
+def test_what_was_pruned_is_run_whole_by_one_of_two_controllers(
+    box: Sandbox, like_calm: Calm
+) -> None:
+    box.call("lora.r=1,2", *EIGHT[1:])
+    client = mlflow.MlflowClient(box.uri)
+    for row in record.read(box.uri):
+        client.set_tag(row["run_id"], "lorasweep.state", "pruned")
+    four = ("lora.r=1,2,3,4", *EIGHT[1:])
+    both = [box.start(*four, FAULTY_STEP_S=0.1) for _ in range(2)]
+    assert [one.ends() for one in both] == [0, 0], both[0].said + both[1].said
+    box.is_left_clean()
+    assert box.starts() == {"1": 2, "2": 2, "3": 1, "4": 1}
+    like_calm(box, 4)
 
 
 def test_a_local_record_goes_on_where_mlflow_cannot_be_loaded(

@@ -82,6 +82,27 @@ def test_stopped_trials_save_their_state_and_go_on_from_it(
     assert not list(box.output.glob("sweep/*/state"))
 
 
+def test_a_sweep_that_runs_all_again_goes_on_where_it_was_stopped(
+    box: Sandbox, like_calm: Callable[[Sandbox, int], None]
+) -> None:
+    again = (*EIGHT, "resume=fresh")
+    box.call(*EIGHT)
+    one = box.start(*again, FAULTY_STEP_S=0.3)
+    one.hears("[2/8]")
+    one.tell(signal.SIGINT)
+    assert one.ends() == 130, one.said
+    stopped = len(list(box.output.glob("sweep/*/state/steps.json")))
+    said = box.call(*again)
+    assert "already in the record" in said
+    like_calm(box, 8)
+    assert box.starts().total() == 16 + stopped  # those went on from where they were
+    assert stopped <= 2
+    assert max(box.starts().values()) == 2 + (stopped > 0)
+    said = box.call(*again)  # it got to its end, so this is another one
+    assert "already in the record" not in said
+    assert box.starts().total() == 24 + stopped
+
+
 def test_on_stop_finish_lets_trials_end(box: Sandbox) -> None:
     one = box.start(*EIGHT, "executor.on_stop=finish", FAULTY_STEP_S=0.5)
     wait_for(lambda: (box.home / "starts").exists(), "a start")
