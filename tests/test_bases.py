@@ -27,7 +27,14 @@ def described(file: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
-    """Write a Llama of two blocks; return it with its tensors by the names of GGUF."""
+    """A Llama of two blocks, with its tensors by the names of GGUF."""
+    return written(tmp_path)
+
+
+def written(
+    tmp_path: Path, without: str | None = None
+) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
+    """Write such a file, all of it or without one tensor."""
     draw = np.random.default_rng(0)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<s>", "</s>", *alphabet, "ab"]
@@ -56,6 +63,7 @@ def file(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
         own |= {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
         shapes |= {f"blk.{block}.{name}": shape for name, shape in own.items()}
     tensors = {n: draw.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+    tensors.pop(without, None)
     q8 = gguf.GGMLQuantizationType.Q8_0
     for name, tensor in tensors.items():
         if name.endswith("ffn_up"):
@@ -113,6 +121,15 @@ def test_a_gguf_file_that_is_cut_off_is_damaged(
     file[0].write_bytes(whole[:-100])
     (said,) = source.problems(described(file[0]))
     assert "damaged" in said
+
+
+def test_a_gguf_file_that_lacks_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORASWEEP_CACHE", str(tmp_path / "cache"))
+    path, _ = written(tmp_path, without="blk.1.attn_q")
+    with pytest.raises(LorasweepError, match=r"lacks weights \(model.layers.1.self_attn.q_proj"):
+        source.locate(described(path), source.cache_home())
 
 
 @pytest.mark.parametrize(("architecture", "said"), [("other", "other"), ("llama", "tokenizer")])

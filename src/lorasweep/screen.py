@@ -60,6 +60,7 @@ class Screen:
         self.began = time.monotonic()
         self.first: float | None = None  # when the first trial began, since the process did
         self.rows: dict[str, _Row] = {}
+        self.said: set[str] = set()
         self.gpus = Gpus()
         self.live = Live(
             get_renderable=self._picture,
@@ -108,6 +109,8 @@ class Screen:
     def end(self, trial: Trial, result: Result) -> None:
         """Say in a line what a trial gave, at once and with its error if it failed."""
         self.rows.pop(trial.key, None)
+        for note in result.environment.get("notes", ()):
+            self.say_once(f"{trial['model.name']}: {note}")
         self.ended += result.state != "stopped"
         self.failed += result.state in ("failed", "oom")
         metrics: dict[str, Any] = {**result.metrics, "lorasweep.error": result.error}
@@ -137,6 +140,12 @@ class Screen:
             text = f"{state} ({row.get('lorasweep.error') or 'no more steps were run'})"
         style = {"done": None, "pruned": "dim", "stopped": "yellow"}.get(state, "red")
         self.say(f"{place} {trial.label}: {text}{note}", style=style)
+
+    def say_once(self, text: str) -> None:
+        """Say what many trials have in common once."""
+        if text not in self.said:
+            self.said.add(text)
+            self.say(text)
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the table."""

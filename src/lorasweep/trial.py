@@ -66,6 +66,11 @@ NUMERICS: list[tuple[str, Callable[[Config], bool]]] = [
         "the rate of a single step is not that of a warm-up's first step, which is zero",
         lambda c: bool(c["method.trains"]) and c["train.max_steps"] == 1 and c["train.warmup"] > 0,
     ),
+    (
+        # Of a hub's, it is known only when it is here; keys of folders hold their content anyway.
+        "a pooler that a checkpoint may lack is drawn from the seed",
+        lambda c: c["model.source"] == "hub" and c.get("model.shape.model_type") == "bert",
+    ),
 ]
 
 

@@ -312,7 +312,7 @@ def by_hand(trial: Trial) -> tuple[list[float], dict[str, torch.Tensor]]:
     width = max(map(len, texts))
     ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
-    model = adapters.prepare(trial, load.base(trial, found.folder, data.labels, pad))
+    model = adapters.prepare(trial, load.base(trial, found.folder, data.labels, pad).model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=trial["train.learning_rate"], weight_decay=0.0)
     losses = []

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorasweep.engines.base import Engine
+from lorasweep.errors import LorasweepError
 from lorasweep.trial import Result, Trial
 
 
@@ -44,7 +45,12 @@ def threads(trial: Trial) -> Iterator[None]:
 
 
 def failure(error: Exception, folder: Path) -> Result:
-    """Return what an exception makes of a trial; the traceback goes beside its artefacts."""
+    """Return what an exception makes of a trial; the traceback goes beside its artefacts.
+
+    What we refuse ourselves, in a sentence, would be refused again.
+    """
+    if isinstance(error, LorasweepError):
+        return Result("failed", error=str(error), folder=folder)
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     full = _disk_full(error)
     if not full:

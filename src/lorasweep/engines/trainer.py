@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -189,12 +189,13 @@ class _Session:
             data, task, tokenizer, found.tokenizer, length, cache
         )
         pad = tokenizer.pad_token_id
-        model = self.bases.get(trial, found.folder, data.labels, pad)
-        self.model: nn.Module = adapters.prepare(trial, model)
+        self.base = self.bases.get(trial, found.folder, data.labels, pad)
+        self.model: nn.Module = adapters.prepare(trial, self.base.model)
         self.labels = data.labels
         trainable, total = adapters.counts(self.model)
         self.metrics |= {"params/trainable": trainable, "params/total": total}
         self.lineage = {"model": found.lineage, "data": {**data.provenance, "sha256": data.digest}}
+        self.lineage["notes"] = list(self.base.notes)
         self.trainer = self._trainer(tokenizer)
 
     def _trainer(self, tokenizer: Any) -> transformers.Trainer:
@@ -317,24 +318,22 @@ class _Bases:
     """Keeps the last frozen base, for the next trial on it."""
 
     def __init__(self) -> None:
-        self.kept: tuple[Hashable, transformers.PreTrainedModel] | None = None
+        self.kept: tuple[Hashable, load.Loaded] | None = None
 
-    def get(
-        self, trial: Trial, folder: Path, labels: list[str], pad: int
-    ) -> transformers.PreTrainedModel:
+    def get(self, trial: Trial, folder: Path, labels: list[str], pad: int) -> load.Loaded:
         """Return the base of a trial, with a fresh head, and let go of it until ``keep``."""
         identity, kept, self.kept = _identity(trial, labels), self.kept, None
         if kept is None or kept[0] != identity:
             kept = None  # frees it before the next is loaded
             return load.base(trial, folder, labels, pad)
-        model = kept[1]
-        load.redraw(adapters.head_of(model), trial["seed"], model.config)
-        return model
+        kept[1].redraw(trial["seed"])
+        return kept[1]
 
-    def keep(self, trial: Trial, labels: list[str], model: nn.Module) -> None:
+    def keep(self, session: "_Session") -> None:
         """Take back the base of a trial that has ended; only adapters leave it as it was."""
-        if isinstance(model, peft.PeftModel):
-            self.kept = _identity(trial, labels), adapters.strip(model)
+        if isinstance(session.model, peft.PeftModel):
+            base = replace(session.base, model=adapters.strip(session.model))
+            self.kept = _identity(session.trial, session.labels), base
 
 
 def _identity(trial: Trial, labels: list[str]) -> Hashable:
@@ -376,7 +375,7 @@ class TrainerEngine:
         result.environment = {**environment.describe(), **session.lineage}
         result.folder = folder
         if result.state in ("done", "pruned", "stopped"):
-            self.bases.keep(trial, session.labels, session.model)
+            self.bases.keep(session)
         return result
 
 
@@ -394,7 +393,7 @@ def _stages(session: _Session) -> Result:
         return Result("stopped")
     session.evaluate()
     if trial["engine.save_adapter"] and trial.adapts:
-        size = adapters.save(session.model, session.folder / "adapter")
+        size = adapters.save(session.model, session.folder / "adapter", session.base.held)
         session.metrics["adapter/bytes"] = size
     if not adapters.moved(session.model):
         return Result("failed", error="training left lora_B at zero: nothing was learnt")

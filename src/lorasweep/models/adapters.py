@@ -2,14 +2,16 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import peft
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lorasweep.models import roles
+from lorasweep.models import load, roles
 from lorasweep.trial import Trial
 
 
@@ -97,11 +99,6 @@ def prepare(trial: Trial, model: transformers.PreTrainedModel) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
-def head_of(model: nn.Module) -> nn.Module:
-    """Return the classification head of a base."""
-    return model.get_submodule(roles.head_of(model.config.model_type))
-
-
 def strip(model: peft.PeftModel) -> transformers.PreTrainedModel:
     """Return the base as it was before ``prepare``, but for its head's numbers."""
     base = model.unload()
@@ -133,14 +130,29 @@ def moved(model: nn.Module) -> bool:
     return not norms or bool(torch.stack(norms).sum() > 0)
 
 
-def save(model: nn.Module, folder: Path) -> int:
-    """Write the adapter as PEFT does (safetensors). Returns its size in bytes."""
+def save(model: nn.Module, folder: Path, drawn: Mapping[str, torch.Tensor]) -> int:
+    """Write the adapter as PEFT does (safetensors).
+
+    Args:
+        model: what was trained; anything but a PEFT model is not written.
+        folder: where to.
+        drawn: what modules of the base hold that come from no checkpoint, by full names. They
+            are written as further ``modules_to_save``, although they were not trained.
+
+    Returns:
+        Bytes of the weights.
+    """
     if not isinstance(model, peft.PeftModel):
         return 0
     head = roles.head_of(model.get_base_model().config.model_type)
     # A head with a low-rank update is saved as the plain layer it amounts to, which stock
     # PEFT can load.
     _replace(model.get_base_model(), head, None)
+    model.peft_config["default"].modules_to_save = [head, *load.owners(drawn)]
     model.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # a template that says nothing
-    return (folder / "adapter_model.safetensors").stat().st_size
+    file = folder / "adapter_model.safetensors"
+    if drawn:
+        own = {f"base_model.model.{n}": value.detach().cpu() for n, value in drawn.items()}
+        save_file({**load_file(file), **own}, file, metadata={"format": "pt"})
+    return file.stat().st_size

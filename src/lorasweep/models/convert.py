@@ -20,15 +20,21 @@ def gguf(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into ``folder`` as float32 safetensors with its tokenizer.
 
     Raises:
-        LorasweepError: transformers does not know its architecture or tokenizer.
+        LorasweepError: transformers does not know its architecture or tokenizer, or it lacks
+            weights.
     """
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
         with _read_once():
             transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+            loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+                **place, dtype=torch.float32, output_loading_info=True
+            )
     except (ValueError, KeyError) as error:
         raise LorasweepError(f"{file} cannot be used: {error}") from error
+    if report["missing_keys"]:  # which transformers has drawn
+        lacking = ", ".join(sorted(report["missing_keys"])[:4])
+        raise LorasweepError(f"{file} cannot be used: it lacks weights ({lacking}, …)")
     # The loaded model still calls itself quantised, and then cannot be saved.
     config = copy.deepcopy(loaded.config)
     del config.quantization_config

@@ -126,7 +126,7 @@ class Template:
         config.lora_dropout = adapter.dropout
         wrapper = self.shell.base_model.model.get_submodule(self.name)
         wrapper.modules_to_save["default"] = copy.deepcopy(adapter.head).cpu()
-        return adapters.save(self.shell, folder)
+        return adapters.save(self.shell, folder, adapter.unfound)
 
 
 class Adapter:
@@ -161,6 +161,10 @@ class Adapter:
         self.total = template.frozen + of_head + self.trainable  # PEFT keeps the first head, too
         self.bank: Bank
         self.row: int
+        # What the checkpoint lacks of the base, where each trial has its own: the module, and all
+        # that it holds by full names.
+        self.pooler: nn.Module
+        self.unfound: dict[str, torch.Tensor] = {}
 
     def set_dropouts(self, *, every_token: bool) -> None:
         """Let the head draw from the trial's own stream."""

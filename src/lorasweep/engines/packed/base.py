@@ -1,5 +1,6 @@
 """A frozen base in memory with its data: what the trials of a pack share."""
 
+import copy
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from typing import Any
 import peft
 import psutil
 import torch
-import transformers
 from torch import nn
 from torch.nn import functional
 
@@ -29,6 +29,7 @@ from lorasweep.engines.packed.modules import (
 )
 from lorasweep.engines.packed.noise import Noise
 from lorasweep.engines.packed.tokens import Side, side
+from lorasweep.errors import LorasweepError
 from lorasweep.models import load, roles, source
 from lorasweep.models.convert import DTYPES
 from lorasweep.trial import Trial
@@ -67,8 +68,8 @@ class Base:
         self.device = load.device()
         self.strict = trial["engine.exactness"] == "strict"
         self.autocast = DTYPES[trial["train.precision"]]
-        model = self._load(trial)
-        kind = model.config.model_type
+        loaded = self._load(trial)
+        model, kind = loaded.model, loaded.model.config.model_type
         self.family = FAMILIES[kind]
         self.skeleton = skeleton(model.config, self._skeleton_dtype(trial))
         self.templates: dict[str, Template] = {}
@@ -85,6 +86,13 @@ class Base:
         self.pooler: nn.Module | None = getattr(self.body, "pooler", None)
         if self.pooler is not None:
             self.body.pooler = None  # run below, on pooled tokens alone
+        self.drawn, pooler = loaded.drawn, f"{self.family.body}.pooler."
+        others = [name for name in self.drawn if not name.startswith(pooler)]
+        if others:
+            raise LorasweepError(
+                f"the checkpoint lacks {', '.join(others)}, which packs cannot draw for each "
+                "trial; use engine=trainer"
+            )
         own = getattr(model, "dropout", None)
         self.head_dropout = own.p if isinstance(own, PackedDropout) else 0.0
         self.linears = [m for m in model.modules() if isinstance(m, PackedLinear)]
@@ -99,7 +107,7 @@ class Base:
             for layer in self.layers:
                 layer.keep()
 
-    def _load(self, trial: Trial) -> transformers.PreTrainedModel:
+    def _load(self, trial: Trial) -> load.Loaded:
         cache = source.cache_home()
         found, task = source.locate(source.settings(trial), cache), trial.group("task")
         data = tasks.load(task, cache)
@@ -115,10 +123,11 @@ class Base:
             "model": found.lineage,
             "data": {**data.provenance, "sha256": data.digest},
         }
-        model = load.base(trial, found.folder, data.labels, pad)
+        loaded = load.base(trial, found.folder, data.labels, pad)
+        self.lineage["notes"] = list(loaded.notes)
         if trial["method.kbit_prepare"] and trial["method.quant"] is not None:
-            model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        return model
+            peft.prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)
+        return loaded
 
     @staticmethod
     def _skeleton_dtype(trial: Trial) -> torch.dtype:
@@ -200,6 +209,12 @@ class Base:
             self.templates[target] = Template(trial, self.skeleton)
         made = Adapter(trial, self.templates[target], self.device, self.drawing)
         made.set_dropouts(every_token=self.family.pool_last)
+        if self.drawn and self.pooler is not None:
+            made.pooler = copy.deepcopy(self.pooler)
+            held = made.pooler.state_dict()  # shares the module's memory
+            made.unfound = {f"{self.family.body}.pooler.{n}": v for n, v in held.items()}
+            own = {name: made.unfound[name] for name in self.drawn}
+            load.draw(own, trial["seed"], self.skeleton.config)
         return made
 
     def scores(self, now: Pass) -> list[torch.Tensor]:
@@ -217,6 +232,9 @@ class Base:
         if now.even is not None:  # the last block has picked them, as many for every lane
             return [part[:count] for part, count in zip(hidden, now.texts, strict=True)]
         pooled = hidden.flatten(0, 1).index_select(0, now.pooled)
+        if self.drawn:  # each trial has a pooler of its own
+            parts = zip(now.lanes, pooled.split(now.texts), strict=True)
+            return [lane.adapter.pooler(part[:, None]) for lane, part in parts]
         if self.pooler is not None:
             pooled = self.pooler(pooled[:, None])
         return list(pooled.split(now.texts))
