@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lorasweep import samplers, space
+from lorasweep import samplers, space, sweeping
 from lorasweep.composition import Composer
 from lorasweep.errors import RequestError
 from lorasweep.samplers import Past, Pointwise, Sampler, Suggestion, objectives
@@ -177,6 +177,47 @@ def test_more_trials_later_continue_the_same_sweep(composer: Composer) -> None:
     assert [s.number for s in run(long, 99)] == list(range(6, 12))
 
 
+@pytest.mark.parametrize("name", ["random", "tpe"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "lora.r=1,2,4 target=q,v lora.dropout=0,0.1",
+            "target=v,q lora.dropout=0.1,0 lora.r=4,2,1",
+        ),
+        ("lora.r=interval(1,64) seed=0,1", "seed=1,0 lora.r=interval(1,64)"),
+        (
+            "lora.r=1,2 lora.alpha=8,4 target=q,v sampler.zip=[lora.r,lora.alpha]",
+            "target=q,v lora.alpha=4,8 lora.r=2,1 sampler.zip=[lora.alpha,lora.r]",
+        ),
+    ],
+)
+def test_the_order_of_words_makes_no_other_search(
+    composer: Composer, name: str, one: str, other: str
+) -> None:
+    first, second = (search(composer, f"sampler={name}", *typed.split()) for typed in (one, other))
+    assert first.identity == second.identity
+    past: list[Past] = []
+    begun = run(first, 4, past)
+    again = search(composer, f"sampler={name}", *other.split())
+    again.restore(past[:2])
+    assert chosen(run(again, 2)) == chosen(begun)[2:]
+
+
+def test_a_search_like_an_earlier_one_is_told_of_it(composer: Composer) -> None:
+    sampler, other = (search(composer, f"sampler={name}", *SPACE) for name in ("tpe", "random"))
+    elsewhere = search(composer, "sampler=tpe", "lora.dropout=0,0.1")
+    earlier = {
+        one.identity: {s.number: {"values": dict(s.values)} for s in run(one, count)}
+        for one, count in ((other, 8), (elsewhere, 2))
+    }
+    (said,) = sweeping.other_searches(earlier, sampler)
+    assert f"another search over these settings has 8 trials (sweep {other.identity})" in said
+    assert (
+        sweeping.other_searches({sampler.identity: {0: {"values": {}}}, **earlier}, sampler) == []
+    )
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -294,13 +335,14 @@ def test_each_point_is_run_once_a_seed_and_told_the_mean(composer: Composer) -> 
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2"])
 def test_a_search_learns(composer: Composer, name: str) -> None:
     """Its last suggestions are better than points spread evenly."""
+    count, seeds = (16, [0]) if name == "gp" else (40, [0, 1, 2])
 
-    def accuracies(sampler: str) -> list[float]:
-        found = run(search(composer, f"sampler={sampler}", *SPACE), 16 if name == "gp" else 40)
-        return [score(s.trial)[1].get("eval/accuracy", 0.0) for s in found]
+    def accuracies(sampler: str, last: int) -> list[float]:
+        typed = [(f"sampler={sampler}", f"sampler.seed={seed}", *SPACE) for seed in seeds]
+        found = [one for words in typed for one in run(search(composer, *words), count)[-last:]]
+        return [score(one.trial)[1].get("eval/accuracy", 0.0) for one in found]
 
-    even, learnt = accuracies("qmc"), accuracies(name)
-    assert median(learnt[-8:]) > median(even) + 0.005
+    assert median(accuracies(name, 8)) > median(accuracies("qmc", count)) + 0.005
 
 
 @pytest.mark.parametrize("aims", ["[accuracy]", "[accuracy,memory,time]"])

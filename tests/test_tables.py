@@ -111,6 +111,7 @@ def sweeps(place: Path) -> tuple[Any, ...]:
     told["artifact_location"] = Path(told["artifact_location"]).name
     found = [record.client.get_run(number) for number in (run, other)]
     assert record.past(run) == {0: {"values": {"lora.r": 4}}}
+    assert record.searches("ours") == {"s": record.past(run), "another": {}}
     assert all(one.info.end_time >= one.info.start_time for one in found)
     return told, [(bare(one), one.data.metrics) for one in found]
 

@@ -97,12 +97,13 @@ class Record:
     def past(self, sweep: str) -> dict[int, dict[str, Any]]:
         """Return what a sampler has suggested in this sweep, by number (see ``suggest``)."""
         with self._sentences():
-            tags = self._run(sweep).tags
-        return {
-            int(name.removeprefix(_SUGGESTION)): json.loads(value)
-            for name, value in tags.items()
-            if name.startswith(_SUGGESTION)
-        }
+            return _suggestions(self._run(sweep))
+
+    def searches(self, study: str) -> dict[str, dict[int, dict[str, Any]]]:
+        """Return what was suggested in every sweep of a study (see ``past``), by its name."""
+        with self._sentences():
+            runs = self._store.runs({"lorasweep.sweep": None}, study=self._study(study))
+            return {run.tags["lorasweep.sweep"]: _suggestions(run) for run in runs}
 
     def _run(self, run: str) -> Run:
         found = self._store.run(run)
@@ -407,6 +408,14 @@ class Record:
             self._store.close(sweep, status, time.time(), points, {})
             if whole:
                 self._store.tag(sweep, _ANEW, None)
+
+
+def _suggestions(sweep: Run) -> dict[int, dict[str, Any]]:
+    return {
+        int(name.removeprefix(_SUGGESTION)): json.loads(value)
+        for name, value in sweep.tags.items()
+        if name.startswith(_SUGGESTION)
+    }
 
 
 def _open(uri: str) -> Store:

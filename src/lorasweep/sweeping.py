@@ -91,6 +91,9 @@ def _go(
     screen = Screen(sampler.total - (done if request.search is None else 0))
     heard = f", {done} already in the record" if done and request.search is None else ""
     screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
+    if sampler.remembers:
+        for line in other_searches(record.searches(study), sampler):
+            screen.say(line)
     gpus = [] if inline else devices.visible_gpus()
     with _alone_on(gpus, settings):
         logs = output / "workers"
@@ -145,6 +148,26 @@ def _past(record: Record, sweep: str, known: Mapping[str, Known]) -> list[Past]:
         state, metrics = (None, {}) if ended is None else (ended.state, ended.metrics)
         found.append(Past(number, suggestion["values"], state, metrics))
     return found
+
+
+def other_searches(
+    searches: Mapping[str, Mapping[int, Mapping[str, Any]]], sampler: Sampler
+) -> list[str]:
+    """Name the searches that a new one may have been meant to go on from.
+
+    Args:
+        searches: what was suggested in each sweep of the study, by the sweep's name.
+        sampler: that of this search; of one that has suggestions of its own nothing is said.
+    """
+    if searches.get(sampler.identity):
+        return []
+    return [
+        f"another search over these settings has {len(suggestions)} trials (sweep {name}); this "
+        "one differs in its values, fixed settings or sampler, and begins anew"
+        for name, suggestions in searches.items()
+        if {key for one in suggestions.values() for key in one["values"]} - {"seed"}
+        == sampler.searched
+    ]
 
 
 def _pruner(

@@ -42,12 +42,13 @@ def _settings(space: Space, composer: Composer) -> dict[str, Any]:
 
 
 def _searched(axes: Sequence[Axis]) -> list[Dimension]:
-    """Return what a search chooses; seeds are no choice, they repeat it."""
-    return [dimension(axis) for axis in axes if axis.keys != ("seed",)]
+    """Return what a search chooses, by name; seeds are no choice, they repeat it."""
+    found = [dimension(axis) for axis in axes if axis.keys != ("seed",)]
+    return sorted(found, key=lambda dimension: dimension.name)
 
 
 def _seeds(axes: Sequence[Axis]) -> list[int]:
-    return [point[0] for axis in axes if axis.keys == ("seed",) for point in axis.points]
+    return sorted(point[0] for axis in axes if axis.keys == ("seed",) for point in axis.points)
 
 
 def objectives_of(space: Space, composer: Composer) -> tuple[Objective, ...]:

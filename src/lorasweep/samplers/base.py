@@ -40,11 +40,13 @@ class Sampler(Protocol):
         remembers: whether its suggestions must be in the record before their trials start.
         total: the most trials that the sweep will have.
         identity: names the sweep; the same request, typed anew, has the same identity.
+        searched: the settings that it chooses; none where all trials are known beforehand.
     """
 
     remembers: bool
     total: int
     identity: str
+    searched: frozenset[str]
 
     def restore(self, past: Sequence[Past]) -> None:
         """Take up where an earlier process left off. Call it once, before the first ``ask``."""

@@ -103,11 +103,18 @@ def _numbers(points: Sequence[tuple[Any, ...]]) -> list[float] | None:
 
 
 def dimension(axis: Axis) -> Dimension:
-    """An axis of the space, with its order where its values rise or fall."""
+    """An axis of the space, with its order where its values rise or fall.
+
+    Keys and values are sorted, so that a space is the same in whatever order it was typed.
+    """
     numbers = _numbers(axis.points) if len(axis.keys) == 1 else None
     steps = [b - a for a, b in itertools.pairwise(numbers)] if numbers else []
-    ordered = bool(steps) and (min(steps) > 0 or max(steps) < 0)
-    return Dimension(axis.keys, axis.points, ordered or axis.interval is not None, axis.interval)
+    rises, falls = bool(steps) and min(steps) > 0, bool(steps) and max(steps) < 0
+    ordered = rises or falls or axis.interval is not None
+    places = sorted(range(len(axis.keys)), key=axis.keys.__getitem__)
+    points = [tuple(point[place] for place in places) for point in axis.points]
+    points = points[::-1] if falls else points if ordered else sorted(points, key=repr)
+    return Dimension(tuple(sorted(axis.keys)), tuple(points), ordered, axis.interval)
 
 
 def identity(dimensions: Sequence[Dimension]) -> list[Any]:

@@ -11,6 +11,7 @@ class Listed:
     """Hands out trials in order. What is done is known by key, so it keeps no history."""
 
     remembers = False
+    searched: frozenset[str] = frozenset()
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self.trials = list(trials)

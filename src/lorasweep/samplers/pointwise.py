@@ -101,6 +101,7 @@ class Pointwise:
         self.objectives, self.chooser, self.complete = objectives, chooser, complete
         self.total = points * self.replicas
         self.identity = self._identity(settings)
+        self.searched = frozenset(key for d in dimensions for key in d.keys)
         self._points: dict[int, _Point] = {}
         self._known: set[str] = set()  # values of points, as text
         self._asked: set[int] = set()
