@@ -158,6 +158,8 @@ def _judge(place: _Place) -> None:
         _say(card.title)
         for claim in card.claims:
             _say(f"  {claim.number:4}{claim.verdict:11}{claim.rule}")
+    if not cards:
+        _say(claims.NOTHING)
     written = claims.write(cards, place.out)
     _say(", ".join(str(file) for file in written))
 
@@ -167,10 +169,19 @@ def _report(place: _Place) -> None:
 
     trials, path = _trials(place, whole=True), place.table
     commands = path.with_suffix(".commands.txt")
-    told = commands.read_text(encoding="utf-8") if commands.exists() else ""
+    told = commands.read_text(encoding="utf-8") if commands.exists() else _typed(place)
     with Console(stderr=True).status("drawing"):
         written = report.write(report.Source(trials, more.read(path), path, told), place.out)
     _say(f"{written[0]}, {written[1]}: {len(written) - 2} figure files")
+
+
+def _typed(place: _Place) -> str:
+    """What was typed to make a record; nothing for a results file."""
+    if place.uri is None:
+        return ""
+    from lorasweep.record import Record
+
+    return "\n".join(Record(place.uri, place.out).commands())
 
 
 def _find_rates(place: _Place) -> None:

@@ -160,8 +160,13 @@ def _setting(view: View) -> str:
     extra = said.pop("settings", "")
     if "learning rates:" in extra:  # tuned: one for each series, named there
         said.pop("learning_rate", None)
+    examples = "every training example" if train == "none" else f"{train} training examples"
+    steps = cells.max_steps(view)
+    if steps:
+        said.pop("epochs", None)
+        examples = f"{steps} steps on batches drawn from {examples}"
     data = [
-        "every training example" if train == "none" else f"{train} training examples",
+        examples,
         "evaluated on every example" if test == "none" else f"evaluated on {test} examples",
     ]
     parts = [f"{name.replace('_', ' ')} {value}" for name, value in said.items()]

@@ -260,6 +260,12 @@ def unmeasured(view: View, metrics: Iterable[str]) -> list[str]:
     ]
 
 
+def max_steps(view: View) -> str:
+    """Steps after which the trials ended, where ``train.max_steps`` and not epochs says so."""
+    found = {int(steps) for steps in tidy.setting(view.done, "train.max_steps").dropna()}
+    return ", ".join(map(str, sorted(found)))
+
+
 def series_name(series: Series) -> str:
     """``LoRA, attention``."""
     return f"{style.method(series[0]).name}, {style.target(series[1]).name}"

@@ -156,7 +156,7 @@ def draw_all(table: pd.DataFrame, out: Path) -> list[Path]:
     """
     written: list[Path] = []
     places = table[["model", "task"]].drop_duplicates().sort_values(["model", "task"])
-    searches = rates.searches(table)
+    searches = rates.compared(table)
     try:
         for model, task in places.itertuples(index=False, name=None):
             if (model, task) in searches:

@@ -5,6 +5,7 @@ seeds and items that no comparison uses (``sweeps/patil2025_lr.yaml`` says how);
 rate is read from it.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -35,13 +36,31 @@ def is_search(rows: pd.DataFrame) -> bool:
     return bool(adapted.groupby(_SERIES)["learning_rate"].nunique().max() >= SEARCHED)
 
 
+def is_comparison(rows: pd.DataFrame) -> bool:
+    """Whether the trials of a model and task differ in their rate wherever they differ in a cell.
+
+    So it is in a search, and where a sampler drew rate, rank and alpha together.
+    """
+    adapted = rows[rows["r"].notna()]
+    rates = adapted.groupby(_SERIES)["learning_rate"].nunique()
+    cells_of = adapted.assign(cell=adapted[_CELL].apply(tuple, axis="columns"))
+    most = cells_of.groupby([*_SERIES, "learning_rate"])["cell"].nunique()
+    return bool(len(rates) and rates.max() > 1 and most.max() == 1)
+
+
 def searches(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Every model and task that is a search."""
-    return [
-        (str(model), str(task))
-        for (model, task), rows in table.groupby(["model", "task"])
-        if is_search(rows)
-    ]
+    return [place for place, rows in _places(table) if is_search(rows)]
+
+
+def compared(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Every model and task on which nothing but learning rates can be compared."""
+    return [place for place, rows in _places(table) if is_search(rows) or is_comparison(rows)]
+
+
+def _places(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    for (model, task), rows in table.groupby(["model", "task"]):
+        yield (str(model), str(task)), rows
 
 
 def tried(table: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
@@ -145,12 +164,18 @@ def caption(table: pd.DataFrame, model: str, task: str) -> str:
     """What was tried, and where."""
     frame = tried(table, model, task)
     rows = table[(table["model"] == model) & (table["task"] == task) & table["r"].notna()]
-    rank, alpha = rows[["r", "alpha"]].iloc[0]
+    cell = ", ".join(f"{n} = {_span(rows[c])}" for n, c in (("r", "r"), ("α", "alpha")))
     seeds = ", ".join(f"{seed:g}" for seed in sorted(rows["seed"].unique()))
     told = (
-        f"**The learning rate.** {escaped(model)} on {escaped(task)}, r = {rank:g}, "
-        f"α = {alpha:g}, seeds {seeds}: mean accuracy at each rate that was tried; rings mark "
+        f"**The learning rate.** {escaped(model)} on {escaped(task)}, {cell}, "
+        f"seeds {seeds}: mean accuracy at each rate that was tried; rings mark "
         "the picks, the highest mean of each method and target."
     )
     lost = int(frame["lost"].sum())
     return told + (f" {lost} trials did not finish; their rates are not picked." if lost else "")
+
+
+def _span(values: "pd.Series[float]") -> str:
+    """``8``, or ``4 to 64``."""
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -32,6 +32,11 @@ class Slice:
     title: str
     table: pd.DataFrame
 
+    @property
+    def heading(self) -> str:
+        """``smollm2_135m on local, learning rate 0.0001``."""
+        return f"{self.model} on {self.task}, {self.title.split(' (')[0]}"
+
 
 def slices(table: pd.DataFrame, model: str, task: str) -> list[Slice]:
     """Every reading of a model and task, the one with most trials first.

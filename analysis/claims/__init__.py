@@ -21,6 +21,10 @@ from lorasweep.errors import RecordError
 __all__ = ["Claim", "Part", "Scorecard", "Verdict", "frame", "judge", "scorecard", "write"]
 
 ACCURACY, F1 = "eval/accuracy", "eval/f1_macro"
+STUDY = "patil2025"  # names of the studies whose trials the claims are about begin so
+NOTHING = (
+    f"There is nothing to judge: no study named {STUDY}… has trained an adapter on trained weights."
+)
 
 
 @dataclass(frozen=True)
@@ -40,27 +44,34 @@ class Scorecard:
     @property
     def title(self) -> str:
         """``smollm2_135m on local, learning rate 0.0001``."""
-        return f"{self.part.model} on {self.part.task}, {self.part.title.split(' (')[0]}"
+        return self.part.heading
 
 
 def judge(table: pd.DataFrame, details: Details) -> list[Scorecard]:
-    """One scorecard for every model and task with adapters, and every reading of it."""
+    """One scorecard for every model and task of the paper's studies, and every reading of it."""
     return [
         scorecard(table, details, part)
         for model, task in places(table)
+        if _of_study(table, model, task)
         for part in slices(table, model, task)
     ]
+
+
+def _of_study(table: pd.DataFrame, model: str, task: str) -> bool:
+    """Whether a study of the paper ran there; a sweep of one's own asks something else."""
+    rows = table[(table["model"] == model) & (table["task"] == task) & table["r"].notna()]
+    return bool(rows["study"].str.startswith(STUDY).any())
 
 
 def places(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Models and tasks on which an adapter was evaluated, those with most trials first.
 
-    A model with random weights tells what a step costs, and nothing about scores; a search for
-    the learning rate tells that rate.
+    A model with random weights tells what a step costs, and nothing about scores; where every
+    learning rate has one rank and alpha, nothing is compared but those rates.
     """
     known = table[table["r"].notna() & ~costs.random_weights(table)]
     counts = known.groupby(["model", "task"]).size().sort_values(ascending=False, kind="stable")
-    searches = rates.searches(table)
+    searches = rates.compared(table)
     found = [(str(model), str(task)) for model, task in counts.index]
     return [place for place in found if place not in searches]
 
@@ -161,7 +172,7 @@ def write(cards: list[Scorecard], folder: Path) -> list[Path]:
         RecordError: the disk refused.
     """
     pages = [f"# {card.title}\n\n{markdown(summary(card))}" for card in cards]
-    pages = pages or ["No trial with an adapter has finished: nothing to judge.\n"]
+    pages = pages or [f"{NOTHING}\n"]
     found = [frame(card) for card in cards]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Written once as Markdown with its figures beside it, and rendered from that as o
 needs nothing else. The same table gives the same bytes.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +27,12 @@ from analysis.paper_tables import (
     table4,
 )
 from analysis.report import accounts, html
+from analysis.slices import Slice, slices
 from lorasweep.errors import RecordError, RequestError
 
 TITLE = "LoRA and QLoRA against rank, alpha and layers: a published study, tested"
+OWN_TITLE = "What the sweep gave"  # where no study of the paper is among the trials
+_CONF = Path(__file__).resolve().parents[2] / "conf"
 _PAPER_TABLES = {
     "Table 1. Time and memory of one trial": table1,
     "Table 2. Memory from the data type (GB)": table2,
@@ -74,23 +78,22 @@ def write(source: Source, folder: Path) -> list[Path]:
 
 def _text(source: Source, cards: Sequence[Scorecard], folder: Path) -> tuple[str, list[Path]]:
     pictures = _Pictures(folder)
+    places = claims.places(source.table)
+    readings = [part for place in places for part in slices(source.table, *place)]
     parts = [
-        f"# {TITLE}",
+        f"# {TITLE if cards else OWN_TITLE}",
         _question(source, cards),
-        "## Verdicts",
         *_verdicts(cards),
-        *_best(source, cards),
+        *_best(source, readings),
         "## Setting",
-        *_setting(source, cards),
+        *_setting(source, readings, paper=bool(cards)),
         *_rates(source, pictures),
-        *(line for card in cards for line in _figures(card, source, pictures)),
-        "## The paper's tables beside ours",
-        *_tables(source),
+        *(line for part in readings for line in _figures(part, source, pictures)),
+        *(_tables(source) if cards else []),
         "## The plan against what happened",
-        *_plan(source),
+        *_plan(source, paper=bool(cards)),
         "## What failed, and why",
         *_failures(source),
-        "## The evidence, part by part",
         *_evidence(cards),
         "## How to reproduce it",
         *_again(source),
@@ -112,6 +115,8 @@ class _Pictures:
 
 
 def _question(source: Source, cards: Sequence[Scorecard]) -> str:
+    if not cards:
+        return _of_ones_own(source.table)
     done = int((source.table["state"] == "done").sum())
     asked = (
         "Patil, Khot and Gudivada (Applied Sciences 15, 3087, 2025) fine-tuned LLaMA3-8B to rate "
@@ -120,9 +125,6 @@ def _question(source: Source, cards: Sequence[Scorecard]) -> str:
         "once, with one seed, and drew ten conclusions. Do these hold when the seeds are several, "
         "and how sure can one be?"
     )
-    if not cards:
-        none = f"The results hold {done} finished trials, none with an adapter on trained weights."
-        return f"{asked}\n\n{none}"
     first = cards[0]
     answer = " ".join(_counted(card) for card in cards)
     answer += f" The results hold {done} finished trials of {len(source.table)}."
@@ -134,6 +136,17 @@ def _question(source: Source, cards: Sequence[Scorecard]) -> str:
     return f"{asked}\n\n{answer}"
 
 
+def _of_ones_own(table: pd.DataFrame) -> str:
+    """What there is, where no question was asked beforehand."""
+    places = table[["model", "task"]].drop_duplicates().itertuples(index=False, name=None)
+    named = "; ".join(escaped(f"{model} on {task}") for model, task in places)
+    told = f"The results hold {int((table['state'] == 'done').sum())} finished trials of "
+    told += f"{len(table)}: {named}."
+    if not claims.places(table) and not rates.compared(table):
+        told += " None of them has an adapter on trained weights."
+    return told
+
+
 def _counted(card: Scorecard) -> str:
     """``On toy on stars, learning rate 0.001, of the ten claims: 1 confirmed, …``."""
     counts = Counter(claim.verdict for claim in card.claims)
@@ -143,7 +156,7 @@ def _counted(card: Scorecard) -> str:
 
 def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
     if not cards:
-        return ["No trial with an adapter on trained weights: there is nothing to judge."]
+        return []
     rules = (
         f"A difference counts from {patil2025.COUNTS:g} of accuracy on. Every comparison is paired "
         "by seed, and by evaluation item where the answers were kept; its 95 % interval is over "
@@ -152,44 +165,44 @@ def _verdicts(cards: Sequence[Scorecard]) -> list[str]:
         "last column is the verdict by macro F1 over seeds alone, as a check. "
         "All rules and margins: docs/claims.md."
     )
-    found = [rules]
+    found = ["## Verdicts", rules]
     for card in cards:
         found += [f"### {escaped(card.title)}", tables.markdown(claims.summary(card))]
     return found
 
 
-def _best(source: Source, cards: Sequence[Scorecard]) -> list[str]:
+def _best(source: Source, parts: Sequence[Slice]) -> list[str]:
     """What a reader would choose."""
-    found = ["## What would do", best.SAYS] if cards else []
-    for card in cards:
-        told = tables.markdown(best.table(card.part, source.details))
-        found += [f"### {escaped(card.title)}", told]
+    found = ["## What would do", best.SAYS] if parts else []
+    for part in parts:
+        told = tables.markdown(best.table(part, source.details))
+        found += [f"### {escaped(part.heading)}", told]
     return found
 
 
-def _setting(source: Source, cards: Sequence[Scorecard]) -> list[str]:
+def _setting(source: Source, parts: Sequence[Slice], *, paper: bool) -> list[str]:
     table = source.table
     commits = sorted(table["git_commit"].dropna().unique())
     told = f"Made by lorasweep at {', '.join(c[:12] for c in commits)}." if commits else ""
-    if not cards:
+    if not parts:
         return [told]
-    tuned = [card.part for card in cards if card.part.name == "tuned"]
+    tuned = [part for part in parts if part.name == "tuned"]
     notes = [
         f"Tuned means: {escaped(part.title)}. "
         + (_SEARCHED if rates.picks(table, part.model) else _TUNED)
         for part in tuned
     ]
-    frame = accounts.settings(card.part for card in cards)
+    frame = accounts.settings(parts, paper=paper)
     return [tables.markdown(frame), *notes, told]
 
 
 def _rates(source: Source, pictures: _Pictures) -> list[str]:
     """The search for a learning rate, where there was one."""
     found = []
-    for model, task in rates.searches(source.table):
+    for model, task in rates.compared(source.table):
         told = rates.caption(source.table, model, task)
         name = stem(model, task, "learning_rates")
-        found += ["## The learning rate, searched beforehand"]
+        found += [f"## Learning rates: {escaped(f'{model} on {task}')}"]
         found += [pictures.add(rates.plot(source.table, model, task), name, "learning rates"), told]
     return found
 
@@ -203,11 +216,10 @@ _TUNED = (
 )
 
 
-def _figures(card: Scorecard, source: Source, pictures: _Pictures) -> list[str]:
-    part = card.part
+def _figures(part: Slice, source: Source, pictures: _Pictures) -> list[str]:
     where = part.table, part.model, part.task
     prefix = stem(part.model, part.task, part.name)
-    found = [f"## Figures: {escaped(card.title)}"]
+    found = [f"## Figures: {escaped(part.heading)}"]
     for name, (draw, tell) in figures.FIGURES.items():
         found += _shown(lambda d=draw: d(*where), pictures, f"{prefix}_{name}", tell(*where))
     below = small_alpha.table(part, source.details)
@@ -243,21 +255,22 @@ def _shown(draw, pictures: _Pictures, name: str, caption: str) -> list[str]:  # 
 def _tables(source: Source) -> list[str]:
     measured = Measurements(source.path, BENCH)
     found = [
+        "## The paper's tables beside ours",
         "*paper* is what it printed, *formula* what its formula gives, *ours* what the plan says "
         "of what is really held, on an A100-40GB; *measured* is from trials that ran alone on the "
-        "device named above, or from bench/."
+        "device named above, or from bench/.",
     ]
     if measured.arms.place:
-        found[0] += f" The cost study ran on {escaped(measured.arms.place['device'])}."
+        found[1] += f" The cost study ran on {escaped(measured.arms.place['device'])}."
     for title, make in _PAPER_TABLES.items():
         found += [f"### {title}", tables.markdown(for_people(make(measured)))]
     return [*found, "### Table 5. The base model", tables.markdown(tables.table5(source.table))]
 
 
-def _plan(source: Source) -> list[str]:
+def _plan(source: Source, *, paper: bool) -> list[str]:
     frame = accounts.costs(source.table)
     packed = int(frame["packed"].sum()) if len(frame) else 0
-    notes = [accounts.totals(source.table, frame)]
+    notes = [accounts.totals(source.table, frame, paper=paper)]
     if packed:
         notes.append(
             f"{packed} trials were packed: each has a share of its pack's time, and memory is the "
@@ -294,10 +307,13 @@ def _collapsed(source: Source) -> list[str]:
 
 
 def _evidence(cards: Sequence[Scorecard]) -> list[str]:
+    if not cards:
+        return []
     found = [
+        "## The evidence, part by part",
         "Differences are of accuracy (0 to 1). *p* is that of the contrary of what the claim says, "
         "adjusted by Holm over the parts; *p refuted* that of the contrary of its refutation. "
-        "Parts in brackets inform and do not count."
+        "Parts in brackets inform and do not count.",
     ]
     for card in cards:
         for claim in card.claims:
@@ -307,7 +323,7 @@ def _evidence(cards: Sequence[Scorecard]) -> list[str]:
                 f"Read as: {claim.reading}.",
                 tables.markdown(_parts(claim)),
             ]
-    return found if cards else ["None."]
+    return found
 
 
 def _parts(claim: claims.Claim) -> pd.DataFrame:
@@ -328,22 +344,38 @@ def _parts(claim: claims.Claim) -> pd.DataFrame:
 
 
 def _again(source: Source) -> list[str]:
-    found = [f"From the results file, on any computer:\n\n    make report TABLE={source.path}"]
+    file = shlex.quote(str(source.path))
+    found = [f"From the results file, on any computer:\n\n    make report TABLE={file}"]
     if source.commands:
         lines = "\n".join(f"    {line}" for line in source.commands.strip().splitlines())
-        found.append(f"The trials themselves:\n\n{lines}")
-        return found
-    lines = ""
-    known = source.table[["study", "model", "task"]].drop_duplicates()
+        return [*found, f"The trials themselves:\n\n{lines}"]
+    typed, others = _studies(source.table)
+    where = "Their settings, whole, are in the column `config` of the table."
+    if others:
+        rest = "the others" if typed else "the trials"
+        where = f"What was typed for {rest} is not known. {where}"
+    if typed:
+        found.append("The trials, with settings that differ from those of their study:")
+        found.append("\n".join(f"    {line}" for line in typed))
+    return [*found, where]
+
+
+def _studies(table: pd.DataFrame) -> tuple[list[str], int]:
+    """Commands of the studies in sweeps/, and how many groups of trials are from elsewhere."""
+    lines, others = list[str](), 0
+    known = table[["study", "model", "task"]].drop_duplicates()
     for study, model, task in known.itertuples(index=False, name=None):
-        rows = source.table[(source.table["study"] == study) & (source.table["model"] == model)]
+        words = {"study": study, "model": model, "task": task}
+        files = [_CONF / group / f"{name}.yaml" for group, name in words.items()]
+        # files of one's own are not named in the table
+        if task == "local" or not all(file.is_file() for file in files):
+            others += 1
+            continue
+        rows = table[(table["study"] == study) & (table["model"] == model)]
         seeds = ",".join(f"{seed:g}" for seed in sorted(rows["seed"].unique()))
-        lines += f"    python sweep.py -m study={study} model={model} task={task} seed={seeds}\n"
-    found.append(
-        "The trials, where `study` names a file in sweeps/ (settings that differ from its own are "
-        f"in the column `config` of the table):\n\n{lines}"
-    )
-    return found
+        told = " ".join(f"{group}={name}" for group, name in words.items())
+        lines.append(f"python sweep.py -m {told} seed={seeds}")
+    return lines, others
 
 
 def _number(value: float, digits: int) -> str:

@@ -15,9 +15,9 @@ _GROUP = ["model", "task", "method", "arithmetic", "device"]
 _KIND = ["model", "method", "target", "arithmetic", "device", "batch_size", "max_length"]
 
 
-def settings(cards: Iterable[Slice]) -> pd.DataFrame:
-    """Setting of every reading, beside the paper's."""
-    paper = {
+def settings(parts: Iterable[Slice], *, paper: bool) -> pd.DataFrame:
+    """Setting of every reading, with ``paper`` beside the paper's."""
+    published = {
         "model": "meta-llama/Meta-Llama-3-8B",
         "data": "Yelp, 5 classes",
         "training examples": "50,000",
@@ -31,22 +31,26 @@ def settings(cards: Iterable[Slice]) -> pd.DataFrame:
         "device": "1 × A100-40GB",
         "engine": "Hugging Face Trainer",
     }
-    columns = {"": list(paper), "paper": list(paper.values())}
-    for card in cards:
-        columns[card.title if card.name != "tuned" else "tuned learning rates"] = _setting(card)
+    columns = {"": list(published)}
+    if paper:
+        columns["paper"] = list(published.values())
+    for part in parts:
+        title = part.title if part.name != "tuned" else "tuned learning rates"
+        columns[title if title not in columns else part.heading] = _setting(part)
     return pd.DataFrame(columns)
 
 
 def _setting(card: Slice) -> list[str]:
     view = cells.study_view(card.table, card.model, card.task)
     done, said = view.done, view.setting
+    steps = cells.max_steps(view)
     rate = said.get("learning_rate", "–")
     return [
         card.model,
         card.task,
-        said.get("train_size", "–"),
-        said.get("eval_size", "–"),
-        said.get("epochs", "–"),
+        _size(said, "train_size"),
+        _size(said, "eval_size"),
+        said.get("epochs", "–") if not steps else f"{steps} steps",
         said.get("batch_size", "–"),
         "tuned" if rate == "none" else rate,
         said.get("max_length", "–"),
@@ -55,6 +59,11 @@ def _setting(card: Slice) -> list[str]:
         ", ".join(sorted(done["device"].dropna().unique())) or "–",
         ", ".join(sorted(done["engine"].dropna().unique())) or "–",
     ]
+
+
+def _size(said: dict[str, str], name: str) -> str:
+    """``16,000``, or ``all`` where no size was asked for."""
+    return said.get(name, "–").replace("none", "all")
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
@@ -139,8 +148,8 @@ def _account(trials: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def totals(table: pd.DataFrame, accounts: pd.DataFrame) -> str:
-    """One paragraph: minutes that it took, beside the alternatives."""
+def totals(table: pd.DataFrame, accounts: pd.DataFrame, *, paper: bool) -> str:
+    """One paragraph: minutes that it took, beside the alternatives and with ``paper`` its own."""
     spent = table["time/total_s"].fillna(table["time/pack_share_s"]).sum() / 60
     on_cpu = table["device"].fillna("CPU").str.startswith("CPU").any()
     minutes = "minutes of the device" if on_cpu else "GPU-minutes"
@@ -157,6 +166,8 @@ def totals(table: pd.DataFrame, accounts: pd.DataFrame) -> str:
             f" One after another the finished ones would have taken {after.sum():,.0f} minutes, "
             f"{after.sum() / accounts['spent min'].sum():.1f} times as long."
         )
+    if not paper:
+        return text
     return text + (
         f" By the paper's Table 1 its own 56 trials, of an 8B model and with one seed, took "
         f"{PAPER_GPU_HOURS} A100-hours, {PAPER_GPU_HOURS * 60:,} minutes."

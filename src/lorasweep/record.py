@@ -94,6 +94,13 @@ class Record:
         with self._sentences():
             return self._store.curve(run, metric)
 
+    def commands(self) -> list[str]:
+        """Return what was typed for the sweeps of this record, the first time of each."""
+        with self._sentences():
+            runs = self._store.runs({"lorasweep.sweep": None})
+        notes = (run.tags.get("mlflow.note.content", "").strip("`") for run in runs)
+        return list(dict.fromkeys(filter(None, notes)))
+
     def past(self, sweep: str) -> dict[int, dict[str, Any]]:
         """Return what a sampler has suggested in this sweep, by number (see ``suggest``)."""
         with self._sentences():

@@ -53,7 +53,7 @@ def make_run(
     """One flat run as the record gives it: every param is text."""
     alpha = 2 * r if alpha is None else alpha
     run: Run = {
-        "study": "synthetic",
+        "study": "patil2025",
         "start_time": 1_000,
         "lorasweep.state": state,
         "lorasweep.engine": "trainer",

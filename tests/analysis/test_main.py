@@ -35,7 +35,9 @@ def record(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Run]) -> list[str
     client = SimpleNamespace(
         get_run=lambda run: SimpleNamespace(info=SimpleNamespace(artifact_uri="file:///nowhere"))
     )
-    opened = SimpleNamespace(client=client, curve=lambda run, metric: [])
+    opened = SimpleNamespace(
+        client=client, curve=lambda run, metric: [], commands=lambda: ["python sweep.py lora.r=1"]
+    )
     fake: Any = SimpleNamespace(read=read, Record=lambda uri, artifacts: opened)
     monkeypatch.setitem(sys.modules, "lorasweep.record", fake)
     return asked

@@ -84,3 +84,25 @@ def test_without_a_search_the_command_says_so(
     table.write(three_seeds, tmp_path / "x.parquet")
     assert main(["rates", "--table", str(tmp_path / "x.parquet")]) == 2
     assert "no search for a learning rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ranks", [(8, 8, 8, 8), (4, 9, 16, 33)])
+def test_a_search_of_ones_own_is_one_picture_and_no_claims(
+    run: Callable[..., Run], tmp_path: Path, ranks: tuple[int, ...]
+) -> None:
+    """Four trials that a sampler drew, with one rank or with a rank each."""
+    points = zip(ranks, (1e-4, 3e-4, 1.7e-3, 9e-3), strict=True)
+    runs = [run(r=r, study="mine", **{"train.learning_rate": str(rate)}) for r, rate in points]
+    trials = table.tidy([*runs, run("base", study="mine")])
+    drawn = figures.draw_all(trials, tmp_path)
+    assert [f.name for f in drawn] == ["learning_rates.pdf", "learning_rates.png", "captions.md"]
+    assert claims.judge(trials, details.empty()) == []
+    told = drawn[-1].read_text()
+    assert ("r = 8, α = 16" if ranks[0] == 8 else "r = 4 to 33, α = 8 to 66") in told
+    # what is no search finds no rate for a study
+    assert bool(rates.picks(trials, "toy")) == (ranks[0] == 8)
+
+
+def test_claims_are_judged_on_studies_alone(three_seeds: pd.DataFrame) -> None:
+    assert len(claims.judge(three_seeds, details.empty())) == 1
+    assert claims.judge(three_seeds.assign(study="mine"), details.empty()) == []

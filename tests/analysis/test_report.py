@@ -117,8 +117,7 @@ def _pictures(markdown: str) -> list[str]:
 
 def test_a_report_of_almost_nothing(run: Callable[..., Run], tmp_path: Path) -> None:
     page = write(table.tidy([run("base")]), tmp_path / "base")
-    assert "there is nothing to judge" in page
-    assert "Table 5" in page
+    assert "None of them has an adapter on trained weights." in page
     page = write(table.tidy([run(state="failed")]), tmp_path / "failed")
     assert "1 failed" in page
 
@@ -136,9 +135,51 @@ def test_the_default_sweeps_results_make_a_report_without_torch_or_mlflow(tmp_pa
     )
     assert done.stdout.splitlines()[-1] == "set()"
     page = (tmp_path / "report/report.html").read_text()
-    assert "one seed alone decides nothing" in page
-    assert 'class="verdict undecided"' in page
-    assert 'class="verdict confirmed"' not in page
+    assert page.count("<img ") >= 8
+    # it is no study of the paper's
+    assert 'class="verdict' not in page
+    assert "Patil" not in page
+    assert (tmp_path / "claims/claims.md").read_text().startswith("There is nothing to judge")
+
+
+def test_a_sweep_of_ones_own_is_told_truly(run: Callable[..., Run], tmp_path: Path) -> None:
+    own = {
+        "study": "sweep", "task.name": "local", "task.train_size": "None",
+        "task.eval_size": "None", "train.max_steps": "40",
+    }  # fmt: skip
+    runs = [run(r=r, seed=seed, **own) for r in (1, 2, 8) for seed in (0, 1, 2)]
+    page = write(table.tidy(runs), tmp_path / "a")
+    told = (tmp_path / "a/report.md").read_text()
+    assert "40 steps on batches drawn from every training example" in told
+    assert "| epochs | 40 steps |" in told
+    assert "| training examples | all |" in told
+    assert "| evaluation examples | all |" in told
+    assert ", epochs 1" not in told
+    # nothing that cannot run, and no paper's claims
+    assert "sweep.py" not in told
+    assert "What was typed for the trials is not known." in told
+    assert "Verdicts" not in told
+    assert "paper" not in told
+    assert page.count("<img ") >= 4
+
+    typed = "python sweep.py -m 'task.train_file=my é.csv'"
+    file = tmp_path / "my table.parquet"
+    few = table.tidy(runs[:1])
+    report.write(report.Source(few, details.empty(), file, typed), tmp_path / "b")
+    told = (tmp_path / "b/report.md").read_text()
+    assert f"    {typed}\n" in told
+    assert f"    make report TABLE='{file}'" in told
+
+
+def test_how_to_reproduce_a_study_names_its_settings(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    known = {"model.name": "minilm", "task.name": "reviews5"}
+    runs = [run(seed=seed, **known) for seed in (0, 1)]
+    write(table.tidy([*runs, run(study="mine", seed=2, **known)]), tmp_path / "a")
+    told = (tmp_path / "a/report.md").read_text()
+    line = "python sweep.py -m study=patil2025 model=minilm task=reviews5 seed=0,1"
+    assert f"    {line}\n\nWhat was typed for the others is not known." in told
 
 
 def test_the_front_is_what_nothing_cheaper_beats() -> None:
