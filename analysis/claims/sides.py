@@ -79,6 +79,15 @@ class Study:
         }
 
     @cached_property
+    def step(self) -> float | None:
+        """Smallest difference that two scores can have: one answer; None where it is not known.
+
+        Macro F1 has no such step; one answer changes it by about as much.
+        """
+        items = max(map(len, self._right.values()), default=0) or self.view.rows["eval_size"].max()
+        return 1 / items if items > 0 else None
+
+    @cached_property
     def _known(self) -> dict[Any, Any]:
         """What was worked out before, for the cells that many comparisons share."""
         return {}
@@ -129,7 +138,7 @@ class Study:
             return None
         kept = self._mean_answers(a), self._mean_answers(b)
         both = (kept[0], kept[1]) if kept[0] is not None and kept[1] is not None else None
-        return evidence.difference(first, second, both)
+        return evidence.difference(first, second, both, self.step)
 
     def told(self, cell: Cell, other: Cell) -> str:
         """Difference of two cells, ``+0.0048 [−0.0098, +0.0194]``; ``–`` where there is none."""
@@ -144,7 +153,9 @@ class Study:
     def level(self, cell: Cell, less: float) -> Estimate | None:
         """A cell's score less a constant; None without trials."""
         scores = self.scores(cell)
-        return None if scores.empty else evidence.level(scores, less, self.answers(cell))
+        if scores.empty:
+            return None
+        return evidence.level(scores, less, self.answers(cell), self.step)
 
     def _mean(self, side: Sequence[Cell]) -> "pd.Series[float] | None":
         """Mean over cells, of the seeds that all of them have."""

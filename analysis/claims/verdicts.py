@@ -91,6 +91,8 @@ class Part:
             return "no seed that both sides have"
         if self.estimate.seeds == 1:
             return "one seed alone decides nothing"
+        if math.isnan(self.estimate.error):
+            return "the seeds tie, and of how many items is not known"
         if self.verdict == "undecided":
             alone = self.p_refute < ALPHA
             return "the contrary, but not after Holm's correction" if alone else "both are open"

@@ -220,6 +220,25 @@ def test_answers_pair_items_and_say_so(run: MakeRun) -> None:
     assert sorted(counts) == [0, 1000]
 
 
+def test_two_seeds_that_tie_on_few_items_decide_nothing(run: MakeRun) -> None:
+    """Of 20 items two seeds get one more right than the other side: no more than chance."""
+    runs = [
+        run("lora", "all_linear", 8, alpha, seed, **score, **{"task.eval_size": size})
+        for alpha, score in ((32, {"eval/accuracy": 0.65}), (64, {"eval/accuracy": 0.6}))
+        for seed in (0, 1)
+        for size in ("20", "None")
+    ]
+    for size, why in (
+        ("20", "both are open"),
+        ("None", "the seeds tie, and of how many items is not known"),
+    ):
+        trials = table.tidy([one for one in runs if one["task.eval_size"] == size])
+        (lora, _) = judged(trials)["P2"].parts
+        assert lora.estimate is not None
+        assert lora.estimate.effect == pytest.approx(0.05)
+        assert (lora.verdict, lora.why) == ("undecided", why)
+
+
 def test_a_region_is_the_mean_of_its_cells(run: MakeRun) -> None:
     trials = truth(run, lambda method, target, r, alpha: r / 1000, seeds=2)
     study = sides.study(trials, details.empty().items, "toy", "stars", "eval/accuracy")
@@ -256,10 +275,10 @@ def cost_runs(run: MakeRun, ratio: float, seeds: Sequence[int] = (0, 1, 2), **al
     return [
         run(
             *(method, "all_linear", 8, 16, seed),
-            **usual | own | all_ | {"time/train_s": 100 * step * (1 + 0.01 * seed)},
+            **usual | own | all_ | {"time/train_s": 100 * step * (1 + 0.01 * (seed % number))},
             **{"memory/peak_allocated_gib": memory},
         )
-        for method, step, memory, own in arms
+        for number, (method, step, memory, own) in enumerate(arms, 1)
         for seed in seeds
     ]
 
@@ -274,7 +293,7 @@ def test_costs_against_table_1(run: MakeRun, ratio: float, verdict: str) -> None
     assert claim.verdict == verdict
     effect, low, high = claims.numbers(claim.parts[0])
     assert low <= effect <= high
-    assert effect == pytest.approx(ratio)
+    assert effect == pytest.approx(ratio, rel=0.02)
     assert claims.numbers(claim.parts[1])[0] == pytest.approx(6 / 16)
 
 

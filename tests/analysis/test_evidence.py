@@ -45,16 +45,44 @@ def test_one_seed_has_no_interval() -> None:
 
 
 def test_repeats_that_agree_to_the_byte_are_certain() -> None:
-    found = evidence.difference(by_seed(2.0, 2.0), by_seed(1.0, 1.0))
+    found = evidence.difference(by_seed(2.0, 2.0), by_seed(1.0, 1.0), step=0)
     assert (found.low, found.high) == (1.0, 1.0)
     assert (found.above(0.5), found.below(0.5)) == (0.0, 1.0)
 
 
+def test_seeds_that_tie_are_as_sure_as_one_answer() -> None:
+    """Two and three seeds with equal differences, some of them equal but for rounding."""
+    a, b = by_seed(0.62, 0.66, 0.63), by_seed(0.60, 0.64, 0.61)
+    for seeds in (2, 3):
+        found = evidence.difference(a[:seeds], b[:seeds], step=1 / 50)
+        assert found.error == pytest.approx(1 / 50 / math.sqrt(seeds))
+        assert found.above(0) > evidence.ALPHA
+        unknown = evidence.difference(a[:seeds], b[:seeds])
+        assert all(math.isnan(x) for x in (unknown.low, unknown.above(0), unknown.below(0)))
+    same = evidence.difference(a, a, (answers(a, 100), answers(a, 100)))
+    assert same.high == pytest.approx(4.3027 / 100 / math.sqrt(3), rel=1e-4)
+    assert evidence.level(by_seed(0.6, 0.6), 0.5, step=1 / 50).above(0) > evidence.ALPHA
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_of_scores_of_few_items_cover_the_truth(seeds: int) -> None:
+    """Seeds that differ by less than an answer tie most of the time."""
+    rng, items, truth = np.random.default_rng(seeds), 250, 0.0522
+    for spread in (0.1, 0.3, 1.0, 3.0):
+        held = 0
+        for _ in range(200):
+            exact = 0.6 + np.array([[truth], [0.0]]) + spread / items * rng.normal(size=(2, seeds))
+            a, b = (by_seed(*row) for row in np.round(exact * items) / items)
+            found = evidence.difference(a, b, step=1 / items)
+            held += found.low <= truth <= found.high
+        assert held >= 186, (spread, held)
+
+
 def test_answers_widen_an_interval_that_seeds_alone_would_make_too_narrow() -> None:
     a, b = by_seed(0.60, 0.60, 0.60), by_seed(0.55, 0.55, 0.55)
-    alone = evidence.difference(a, b)
+    alone = evidence.difference(a, b, step=1 / 400)
     both = evidence.difference(a, b, (answers(a, noise=1), answers(b, noise=2)))
-    assert alone.error == 0
+    assert alone.error < both.error / 5
     assert both.effect == alone.effect
     assert both.items == 400
     # The items' own part: the variance of the mean difference of an item, over the items.
