@@ -135,6 +135,7 @@ class Task:
     train_file: str | None = MISSING
     eval_file: str | None = MISSING
     eval_fraction: float | None = MISSING
+    quotes: bool | None = MISSING
     text: str = MISSING
     text_pair: str | None = MISSING
     label: str = MISSING

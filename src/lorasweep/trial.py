@@ -29,6 +29,7 @@ _NOT_IN_KEY = (
     "device",
     "skip_unfit",
     "task.classes",
+    "task.quotes",  # what is read so is in the hash of the files
     "train.eval_batch_size",
     # Names and suggestions: what they stand for is in the key.
     "method.name",

@@ -19,6 +19,7 @@ SETTINGS: dict[str, Any] = {
     "train_file": None,
     "eval_file": None,
     "eval_fraction": 0.2,
+    "quotes": None,
     "text": "text",
     "text_pair": None,
     "label": "label",

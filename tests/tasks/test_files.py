@@ -39,7 +39,8 @@ def test_every_format_gives_the_same_task(ending: str, task: Any, tmp_path: Path
         path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
     else:
         path.write_text(as_csv(ROWS, "\t" if ending == "tsv" else ","), encoding="utf-8-sig")
-    asked = task(train_file=str(path), eval_file=str(path))
+    quotes = True if ending == "tsv" else None
+    asked = task(train_file=str(path), eval_file=str(path), quotes=quotes)
     assert tasks.problems(asked) == []
     data = tasks.load(asked, tmp_path)
     assert data.labels == ["neg", "pos"]
@@ -56,6 +57,62 @@ def test_what_separated_files_may_hold(task: Any, write: Any, tmp_path: Path) ->
     path = write("odd.csv", text)
     data = tasks.load(task(train_file=path, eval_file=path), tmp_path)
     assert data.train.texts == ['two\r\nlines, and "quotes"', long, "NA", "null"]
+
+
+def tsv(*rows: tuple[str, str]) -> str:
+    return "".join(f"{text}\t{label}\n" for text, label in (("text", "label"), *rows))
+
+
+OPENED = [('"I laughed .', "pos"), ("Then I cried .", "neg"), ('They refused ."', "pos")]
+BEGINS = [('"Alien" is the best', "pos"), ('a "comedy" without jokes', "neg"), ('"', "neg")]
+
+
+@pytest.mark.parametrize("rows", [OPENED, BEGINS])
+def test_quotes_in_a_tsv_are_a_part_of_its_texts(
+    rows: list[tuple[str, str]], task: Any, write: Any, tmp_path: Path
+) -> None:
+    path = write("train.tsv", tsv(*rows))
+    data = tasks.load(task(train_file=path, eval_file=path), tmp_path)
+    assert data.train.texts == [text for text, _ in rows]
+    assert [data.labels[number] for number in data.train.labels] == [label for _, label in rows]
+
+
+def test_a_tsv_or_csv_is_read_with_quotes_or_without_as_it_is_told(
+    task: Any, write: Any, tmp_path: Path
+) -> None:
+    text = tsv(('"a ""b"""', "1"), ('"two\tfields"', "2"))
+    path = write("train.tsv", text)
+    read = tasks.load(task(train_file=path, eval_file=path, quotes=True), tmp_path)
+    assert read.train.texts == ['a "b"', "two\tfields"]
+    assert "and say task.quotes=true" in tasks.problems(task(train_file=path))[0]
+    plain = write("train.csv", 'text,label\n"a,1\nb",2\n')
+    read = tasks.load(task(train_file=plain, eval_file=plain, quotes=False), tmp_path)
+    assert read.train.texts == ['"a', 'b"']
+
+
+@pytest.mark.parametrize("rows", [(('"a"', "1"), ('"b c"', "2")), (('"a ""b"""', "1"), ("c", "2"))])
+def test_a_tsv_with_quotes_of_its_format_is_not_read_silently(
+    rows: tuple[tuple[str, str], ...], task: Any, write: Any, tmp_path: Path
+) -> None:
+    path = write("train.tsv", tsv(*rows))
+    said = tasks.problems(task(train_file=path, eval_file=path))
+    assert "task.quotes=true to take them off, or task.quotes=false to keep them" in said[0]
+    kept = tasks.load(task(train_file=path, eval_file=path, quotes=False), tmp_path)
+    assert kept.train.texts == [text for text, _ in rows]
+
+
+def test_how_quotes_are_read_is_known_by_the_hash_where_there_are_any(
+    task: Any, write: Any
+) -> None:
+    def digests(name: str, text: str) -> list[str | None]:
+        path = write(name, text)
+        return [tasks.digest(task(train_file=path, quotes=q)) for q in (None, True, False)]
+
+    usual, quoted, plain = digests("a.tsv", tsv(*OPENED))
+    assert usual == plain != quoted
+    usual, quoted, plain = digests("a.csv", 'text,label\n"a",1\nb,2\n')
+    assert usual == quoted != plain
+    assert len(set(digests("b.tsv", tsv(("a", "1"), ("b", "2"))))) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from lorasweep.errors import RequestError, nearest
 from lorasweep.tasks.data import Examples, Task, TaskData, as_label, listing
 from lorasweep.tasks.sides import Rows, finish, two_sides
 from lorasweep.tasks.subset import fraction_problems
-from lorasweep.tasks.tables import READERS, Table, UnreadableError
+from lorasweep.tasks.tables import READERS, Table, UnreadableError, unquoted
 
 _COLUMNS = ("text", "text_pair", "label")
 # Half of a character outside the basic plane: JSON can hold one, no tokenizer can.
@@ -27,13 +27,20 @@ def problems(task: Task) -> list[str]:
 
 
 def digest(task: Task) -> str | None:
-    """SHA-256 of the files' content; None if one cannot be read, which `problems` explains."""
+    """SHA-256 of the files' content; None if one cannot be read, which `problems` explains.
+
+    Quotes that are read as a part of the texts count too, where there are any.
+    """
     total = hashlib.sha256()
     for setting in _files(task):
         try:
-            total.update(hashlib.sha256(_path(task, setting).read_bytes()).digest())
+            path = _path(task, setting)
+            content = path.read_bytes()
         except OSError:
             return None
+        total.update(hashlib.sha256(content).digest())
+        if b'"' in content and unquoted(path, task["quotes"]):
+            total.update(b"unquoted")
     return total.hexdigest()
 
 
@@ -75,7 +82,7 @@ def _rows(task: Task, setting: str) -> Rows:
     """Read the columns in use of one file."""
     where = f"task.{setting}={task[setting]}"
     wanted = {name: str(task[name]) for name in _COLUMNS if task[name] is not None}
-    columns = _columns(where, _path(task, setting), set(wanted.values()))
+    columns = _columns(where, _path(task, setting), set(wanted.values()), task["quotes"])
     found = _column_problems(where, wanted, list(columns))
     if not found:
         columns = {name: columns[column] for name, column in wanted.items()}
@@ -91,7 +98,7 @@ def _rows(task: Task, setting: str) -> Rows:
     )
 
 
-def _columns(where: str, path: Path, wanted: set[str]) -> Table:
+def _columns(where: str, path: Path, wanted: set[str], quotes: bool | None) -> Table:
     """Read a file into columns, or say why that cannot be."""
     if path.is_dir():
         raise RequestError([f"{where}: is a folder; name one file in it"])
@@ -103,7 +110,7 @@ def _columns(where: str, path: Path, wanted: set[str]) -> Table:
             [f"{where}: files ending in '{path.suffix}' are not known (only {', '.join(READERS)})"]
         )
     try:
-        columns = reader(path, wanted)
+        columns = reader(path, wanted, quotes)
     except (UnreadableError, OSError) as error:
         raise RequestError([f"{where}: {error}"]) from error
     if not columns:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1  # counts up when what is kept in the cache changes
 _PATIENCE_S = 5.0  # for the one request that `problems` makes
+_ELSEWHERE = ("name", "quotes")  # settings that decide nothing of what a hub gives
 _READABLE = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 _ACCESS = "ask for access on its page, then run 'hf auth login' or set HF_TOKEN"
 
@@ -51,7 +52,7 @@ def load(task: Task, cache: Path) -> TaskData:
     Raises:
         RequestError: the data set cannot be had, or not as asked.
     """
-    settings = [_FORMAT, sorted((name, task[name]) for name in task if name != "name")]
+    settings = [_FORMAT, sorted((name, task[name]) for name in task if name not in _ELSEWHERE)]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     kept = cache / "hub" / f"{task['name']}-{key}.json"
     if kept.exists():
