@@ -262,3 +262,22 @@ def test_tokens_are_those_of_the_tokenizer_that_is_there(tmp_path: Path) -> None
     words = base.folder / "tokenizer.json"
     words.write_text(words.read_text().replace('"<s>"', '"<t>"'))
     assert base.tokenizer != first
+
+
+def test_a_folder_without_the_tokenizer_of_its_model_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=260, hidden_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    (said,) = source.problems(described(tmp_path))
+    assert "has no tokenizer" in said
+    words = convert.byte_tokenizer()
+    words.save_pretrained(tmp_path)
+    assert source.problems(described(tmp_path)) == []
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})  # that no text is made of
+    words.save_pretrained(tmp_path)
+    assert source.problems(described(tmp_path)) == []
+    words.add_tokens(["lovelier", "duller"])
+    words.save_pretrained(tmp_path)
+    (said,) = source.problems(described(tmp_path))
+    assert "no embedding for (lovelier, duller; the embedding ends at 260)" in said

@@ -25,6 +25,10 @@ LLAMA = {
     "num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+ROBERTA = {
+    "vocab_size": 260, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 128, "max_position_embeddings": 50, "type_vocab_size": 1,
+}  # fmt: skip
 BERT = {
     "vocab_size": 260, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 128, "max_position_embeddings": 512, "type_vocab_size": 2,
@@ -39,9 +43,8 @@ def save(tmp_path: Path) -> Save:
     """Write a folder with random weights; return what is typed to train on it."""
 
     def saved(kind: str, family: str, **settings: Any) -> list[str]:
-        config = getattr(transformers, f"{family}Config")(
-            **(BERT if family == "Bert" else LLAMA), **settings
-        )
+        shape = {"Bert": BERT, "Roberta": ROBERTA, "Llama": LLAMA}[family]
+        config = getattr(transformers, f"{family}Config")(**{**shape, **settings})
         for name, value in settings.items():
             setattr(config, name, value)
         with torch.random.fork_rng():
@@ -50,7 +53,8 @@ def save(tmp_path: Path) -> Save:
         model.save_pretrained(tmp_path / "base")
         byte_tokenizer().save_pretrained(tmp_path / "base")
         of = ["model.source=path", f"model.path={tmp_path / 'base'}", "train.max_steps=3"]
-        return [f"model=tiny_{family.lower()}", *of]
+        model = f"model=tiny_{'llama' if family == 'Llama' else 'bert'}"
+        return [model, f"model.shape.model_type={family.lower()}", *of]
 
     return saved
 
@@ -224,3 +228,52 @@ def test_what_is_left_of_another_task_changes_nothing(
     assert all(torch.equal(saved[n], same[n]) for n in saved)
     assert result.metrics["eval/loss"] == expected.metrics["eval/loss"]
     assert result.metrics["train/loss"] < 3, "cross entropy of three classes"
+
+
+# ------------------------------------------------------- tokenizers that do not fit the base
+
+
+def without_padding(folder: Path, **settings: Any) -> None:
+    """Replace the tokenizer of a folder by one that names no padding token."""
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer().backend_tokenizer, **settings
+    )
+    words.save_pretrained(folder)
+
+
+@BOTH
+@pytest.mark.parametrize("named", [{}, {"eos_token": "</s>"}], ids=["none", "end of text"])
+def test_a_padding_token_is_chosen_that_changes_no_score(
+    engine: type[Engine], named: dict[str, str], save: Save, make: Make, tmp_path: Path
+) -> None:
+    """Every text ends with ``</s>``: were it the padding, texts would be judged without it."""
+    (trial,) = make(*save("Model", "Llama"), "engine=packed")
+    expected, weights = one(engine(), trial, tmp_path / "padded")
+    assert expected.environment["notes"] == []
+    without_padding(tmp_path / "base", **named)
+    result, same = one(engine(), trial, tmp_path / "chosen")
+    assert result.environment["notes"] == ["the tokenizer has no padding token; '<pad>' pads"]
+    assert result.curve == expected.curve
+    assert all(torch.equal(weights[n], same[n]) for n in weights)
+    assert (scores(trial, tmp_path / "padded") == scores(trial, tmp_path / "chosen")).all()
+
+
+@BOTH
+def test_tokens_that_the_base_does_not_know_are_refused(
+    engine: type[Engine], save: Save, make: Make, tmp_path: Path
+) -> None:
+    (trial,) = make(*save("Model", "Llama", vocab_size=70), "engine=packed")
+    result = run(engine(), [trial], tmp_path / "run").results[trial.key]
+    assert "of which the base has no embedding (it has 70)" in str(result.error)
+
+
+@BOTH
+def test_roberta_reads_what_its_positions_allow(
+    engine: type[Engine], save: Save, make: Make, tmp_path: Path
+) -> None:
+    typed = [*save("ForMaskedLM", "Roberta"), "engine=packed", "train.padding=max_length"]
+    (fits,) = make(*typed, "train.max_length=48")
+    one(engine(), fits, tmp_path / "fits")
+    (long,) = make(*typed, "train.max_length=49")
+    result = run(engine(), [long], tmp_path / "long").results[long.key]
+    assert "reads at most 48 tokens" in str(result.error)

@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lorasweep import engines, tasks
 from lorasweep.engines import environment, memory
 from lorasweep.engines.base import DivergedError, Watch, diverged_weights, finite, warmup_steps
-from lorasweep.models import adapters, load, source
+from lorasweep.models import adapters, load, padding, source
 from lorasweep.trial import Result, Trial
 
 _CHECKPOINTING: dict[str, Any] = {
@@ -188,6 +188,8 @@ class _Session:
         self.train_set, self.eval_set = tasks.tokenise(
             data, task, tokenizer, found.tokenizer, length, cache
         )
+        sides = self.train_set, self.eval_set
+        notes = padding.settle(tokenizer, found.folder, sides, length)
         pad = tokenizer.pad_token_id
         self.base = self.bases.get(trial, found.folder, data.labels, pad)
         self.model: nn.Module = adapters.prepare(trial, self.base.model)
@@ -195,7 +197,7 @@ class _Session:
         trainable, total = adapters.counts(self.model)
         self.metrics |= {"params/trainable": trainable, "params/total": total}
         self.lineage = {"model": found.lineage, "data": {**data.provenance, "sha256": data.digest}}
-        self.lineage["notes"] = list(self.base.notes)
+        self.lineage["notes"] = [*notes, *self.base.notes]
         self.trainer = self._trainer(tokenizer)
 
     def _trainer(self, tokenizer: Any) -> transformers.Trainer:

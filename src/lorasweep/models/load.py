@@ -24,11 +24,9 @@ def device() -> torch.device:
 
 
 def tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
-    """Load the tokenizer, padding on the right with a token that no text ends with."""
+    """Load the tokenizer, padding on the right; with what is settled by the texts (``padding``)."""
     found = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     found.padding_side = "right"
-    if found.pad_token is None:
-        found.pad_token = found.unk_token or found.eos_token
     # The texts say how long they may be (train.max_length); a warning per text would not help.
     found.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return found

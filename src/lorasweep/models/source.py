@@ -14,6 +14,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from lorasweep.trial import Trial
 
 Model = Mapping[str, Any]
 _WEIGHTS = ("*.safetensors", "*.gguf")
+_VOCABULARY = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 # What decides how texts become tokens (the configuration names the tokenizer's class).
 _TOKENIZER = (
     *("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab*", "merges.txt", "*.model", "*.tiktoken"),
+    *(*_VOCABULARY, "merges.txt"),
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*"]
@@ -118,7 +120,34 @@ def _config_problems(folder: Path, where: str) -> list[str]:
         return [f"{where}: {folder / 'config.json'} is no valid JSON ({error})"]
     if "auto_map" in shape:
         return [f"{where}: this model needs code of its own to run, and remote code is never run"]
-    return []
+    return _tokenizer_problems(folder, shape, where)
+
+
+def _tokenizer_problems(folder: Path, shape: Mapping[str, Any], where: str) -> list[str]:
+    """Say what is wrong with a tokenizer: transformers makes up one of five tokens for none."""
+    if not _matching(folder, _VOCABULARY):
+        return [
+            f"{where}: {folder} has no tokenizer (tokenizer.json, vocab.txt, …); copy the files of "
+            "the tokenizer that the model was trained with into it"
+        ]
+    known = shape.get("vocab_size")
+    beyond = [t for t, i in _added_tokens(folder).items() if known is not None and i >= known]
+    if not beyond:
+        return []
+    return [
+        f"{where}: the tokenizer has tokens that the model has no embedding for "
+        f"({', '.join(beyond[:4])}; the embedding ends at {known}); take the tokenizer that the "
+        "model was trained with"
+    ]
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """Return the words that were added to a vocabulary; special ones no text is made of."""
+    try:
+        added = json.loads((folder / "tokenizer.json").read_text()).get("added_tokens") or []
+        return {str(t["content"]): int(t["id"]) for t in added if not t.get("special")}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {}  # whoever loads it says what is wrong
 
 
 def damaged(file: Path) -> str | None:
@@ -195,6 +224,8 @@ def _hub_problems(model: Model) -> list[str]:
     files = [s.rfilename for s in info.siblings or []]
     if not any(f.endswith(".safetensors") for f in files):
         return [f"{where}: '{name}' has no .safetensors weights (other formats are not read)"]
+    if not any(fnmatch(file, pattern) for file in files for pattern in _VOCABULARY):
+        return [f"{where}: '{name}' has no tokenizer; take the model from a folder that has one"]
     return []
 
 

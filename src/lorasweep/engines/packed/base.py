@@ -30,7 +30,7 @@ from lorasweep.engines.packed.modules import (
 from lorasweep.engines.packed.noise import Noise
 from lorasweep.engines.packed.tokens import Side, side
 from lorasweep.errors import LorasweepError
-from lorasweep.models import load, roles, source
+from lorasweep.models import load, padding, roles, source
 from lorasweep.models.convert import DTYPES
 from lorasweep.trial import Trial
 
@@ -112,19 +112,17 @@ class Base:
         found, task = source.locate(source.settings(trial), cache), trial.group("task")
         data = tasks.load(task, cache)
         tokenizer = load.tokenizer(found.folder)
+        length = int(trial["train.max_length"])
+        parts = tasks.tokenise(data, task, tokenizer, found.tokenizer, length, cache)
+        notes = padding.settle(tokenizer, found.folder, parts, length)
         pad: int = tokenizer.pad_token_id
-        self.train, self.eval = (
-            side(part, pad, self.device)
-            for part in tasks.tokenise(
-                data, task, tokenizer, found.tokenizer, trial["train.max_length"], cache
-            )
-        )
+        self.train, self.eval = (side(part, pad, self.device) for part in parts)
         self.lineage: dict[str, Any] = {
             "model": found.lineage,
             "data": {**data.provenance, "sha256": data.digest},
         }
         loaded = load.base(trial, found.folder, data.labels, pad)
-        self.lineage["notes"] = list(loaded.notes)
+        self.lineage["notes"] = [*notes, *loaded.notes]
         if trial["method.kbit_prepare"] and trial["method.quant"] is not None:
             peft.prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)
         return loaded
