@@ -55,6 +55,18 @@ def test_states_say_what_would_run(composer: Composer) -> None:
     assert summary["gpu_hours"] == pytest.approx(running / 3600)
 
 
+def test_why_trials_are_left_to_the_reference_is_said_without_a_pack_too(
+    composer: Composer,
+) -> None:
+    words = ("train.checkpointing=true", "lora.r=8,16", "device=a100_40gb")
+    packed = planned(composer, "a100_40gb", "engine=packed", *words)
+    said = "2 alone: train.checkpointing=true: packs keep their activations."
+    assert plan.pack_sentences(packed) == [said]
+    assert plan.pack_sentences(planned(composer, "a100_40gb", "engine=trainer", *words)) == []
+    on_cpu = planned(composer, "cpu", "train.checkpointing=true", "device=cpu")
+    assert plan.pack_sentences(on_cpu) == []
+
+
 def test_disk_is_that_of_adapters_and_predictions(composer: Composer) -> None:
     made = planned(composer, "h100", "lora.r=8", "method=lora,base")
     adapter = 4 * 20_992_000

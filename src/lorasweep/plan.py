@@ -317,14 +317,11 @@ def pack_sentences(plan: Plan) -> list[str]:
     todo = [p.trial for p in plan.trials if p.runs]
     formed = packs.form(todo, plan.peak, plan.device.memory)
     together = [pack for pack in formed if len(pack) > 1]
-    if not together:
-        return []
-    count = sum(map(len, together))
-    lead = f"{count} of them train together in {len(together)} packs"
-    if len(together) == 1:
-        lead = f"{count} of them train together in one pack"
-    found = [f"{lead}."]
-    reasons = Counter(filter(None, map(packs.why_alone, todo)))
+    found = []
+    if together:
+        where = "one pack" if len(together) == 1 else f"{len(together)} packs"
+        found.append(f"{sum(map(len, together))} of them train together in {where}.")
+    reasons = Counter(filter(None, map(packs.why_alone, filter(packs.packing, todo))))
     return [*found, *(f"{n} alone: {reason}." for reason, n in reasons.items())]
 
 

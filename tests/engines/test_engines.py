@@ -171,7 +171,19 @@ def test_alone_in_a_pack_a_trial_gives_the_references_curve(
     assert_alike(trial, tmp_path)
 
 
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+WITHOUT_DROPOUT = [f"+model.shape.{name}=0.0" for name in DROPOUTS]
+WINDOWS = [
+    "model=tiny_llama", "model.shape.model_type=qwen2", "+model.shape.use_sliding_window=true",
+    "+model.shape.sliding_window=6", "+model.shape.max_window_layers=1",
+]  # fmt: skip
 OTHERS: dict[str, list[str]] = {
+    "dropout of attention": ["model=tiny_llama", "+model.shape.attention_dropout=0.2"],
+    "sliding windows": [*WINDOWS],
+    "sliding windows, dropout of attention": [*WINDOWS, "+model.shape.attention_dropout=0.2"],
+    "feed-forward in chunks": [
+        "model=tiny_bert", *WITHOUT_DROPOUT, "+model.shape.chunk_size_feed_forward=1",
+    ],
     "accumulation": ["model=tiny_llama", "train.accumulation=2", "train.batch_size=5"],
     "random order, whole epochs": ["model=tiny_bert", "train.order=random", "train.epochs=1.5"],
     "trained head with an update": [
@@ -261,8 +273,6 @@ def stock_scores(trial: Trial, adapter: Path) -> np.ndarray[Any, Any]:
     return scores
 
 
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-WITHOUT_DROPOUT = [f"+model.shape.{name}=0.0" for name in DROPOUTS]
 ACCUMULATED = ["train.batch_size=4", "train.accumulation=2"]
 
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorasweep.engines.packed import steps
 from lorasweep.engines.packed.engine import PackedEngine
 from lorasweep.engines.packed.fused import thinned_down
 from lorasweep.engines.packed.noise import thinned
 from lorasweep.trial import Trial
 from tests.engines.conftest import Make, place, run
+from tests.engines.test_packs import dict_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,6 +85,46 @@ def test_the_few_that_are_left_are_recorded_anew(
     watch = run(PackedEngine(), [*short, *long], tmp_path)
     assert [result.state for result in watch.results.values()] == ["done"] * 6
     assert "not recorded" not in caplog.text
+
+
+WINDOWS = [
+    "model=tiny_llama", "model.shape.model_type=qwen2", "+model.shape.use_sliding_window=true",
+    "+model.shape.sliding_window=6", "+model.shape.max_window_layers=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("exactness", ["fast", "strict"])
+def test_recorded_steps_look_through_the_same_windows(
+    exactness: str, precision: str, make: Make, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    of = [*WINDOWS, "engine=packed", f"engine.exactness={exactness}", "train.max_steps=10"]
+    trials = make(*of, f"train.precision={precision}", "lora.r=2,4", "seed=0,1")
+    (whole,) = make(*of, f"train.precision={precision}", "model.shape.use_sliding_window=false")
+    recorded = run(PackedEngine(), [*trials], tmp_path / "recorded")
+    wide = run(PackedEngine(), [whole], tmp_path / "wide").results[whole.key]
+    assert "not recorded" not in caplog.text
+    monkeypatch.setattr(steps, "worthwhile", lambda base: False)
+    plain = run(PackedEngine(), [*trials], tmp_path / "plain")
+    apart = 1e-3 if precision == "fp32" else 3e-2
+    for trial in trials:
+        one, other = (dict_of(w.results[trial.key].curve) for w in (recorded, plain))
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=apart)
+    assert dict_of(wide.curve)["train/loss"][0] != one["train/loss"][0]
+
+
+def test_dropout_of_attention_is_drawn_and_not_recorded(make: Make, tmp_path: Path) -> None:
+    of = ["model=tiny_llama", "engine=packed", "train.max_steps=10", "engine.exactness=strict"]
+    (without,) = make(*of)
+    trials = make(*of, "+model.shape.attention_dropout=0.3", "seed=0,1")
+    plain = run(PackedEngine(), [without], tmp_path).results[without.key]
+    packed = run(PackedEngine(), trials, tmp_path / "pack")
+    alone = run(PackedEngine(), trials[:1], tmp_path / "alone")
+    assert {r.state for r in packed.results.values()} == {"done"}
+    key = trials[0].key
+    assert repr(packed.results[key].curve) == repr(alone.results[key].curve)
+    assert packed.results[key].curve != plain.curve
 
 
 def products(

@@ -1,5 +1,6 @@
 """A trial in a pack is the trial alone: its neighbours leave no trace."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lorasweep.engines.packed.compat import base_of, problems
 from lorasweep.engines.packed.engine import Pack, PackedEngine
 from lorasweep.engines.packed.evaluation import evaluate
 from lorasweep.engines.packed.layout import Pass
+from lorasweep.models import convert, source
 from lorasweep.trial import Trial
 from tests.engines.conftest import Make, Watch, place, run
 
@@ -240,10 +242,16 @@ def test_steps_of_fixed_shape_are_the_same_steps(
                 assert exactness == "fast" or torch.equal(found[name], expected)
 
 
+@pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_the_last_block_goes_on_with_what_is_judged(kind: str, make: Make, tmp_path: Path) -> None:
+def test_the_last_block_goes_on_with_what_is_judged(
+    kind: str, window: int | None, make: Make, tmp_path: Path
+) -> None:
     """The steps and scores are those of passes that keep every token to the end."""
     of = ["model=tiny_llama", f"model.shape.model_type={kind}", "+model.shape.head_dim=16"]
+    if window is not None:
+        of += ["+model.shape.use_sliding_window=true", f"+model.shape.sliding_window={window}"]
+        of += ["+model.shape.max_window_layers=1"]
     of += ["engine=packed", "train.max_steps=3", "train.max_length=24"]
     trials = [
         *make(*of, "target=attention", "train.batch_size=40"),
@@ -276,6 +284,36 @@ def test_the_last_block_goes_on_with_what_is_judged(kind: str, make: Make, tmp_p
     kept, picked = (evaluate(base, adapters, 20, one) for one in (None, slots))
     for a, b in zip(kept, picked, strict=True):
         torch.testing.assert_close(b.scores, a.scores, **FAST)
+
+
+def test_steps_that_drop_more_than_updates_are_not_of_fixed_shape(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout of attention is drawn in every pass."""
+    of = ["model=tiny_llama", "+model.shape.attention_dropout=0.2", "engine=packed"]
+    (trial,) = make(*of, "train.max_steps=4")
+    plain = run(PackedEngine(), [trial], tmp_path / "plain").results[trial.key]
+    monkeypatch.setattr(steps, "worthwhile", lambda base: True)
+    found = run(PackedEngine(), [trial], tmp_path / "fixed").results[trial.key]
+    assert (found.state, found.curve) == ("done", plain.curve)
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_that_a_batch_scales_are_refused(rope: str, make: Make, tmp_path: Path) -> None:
+    (random,) = make("model=tiny_llama")
+    convert.random(source.settings(random), tmp_path)
+    file = tmp_path / "config.json"
+    scaled = {"rope_type": rope, "factor": 2.0, "rope_theta": 1e4}
+    scaled |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    scaled["original_max_position_embeddings"] = 16
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rope_parameters": scaled}))
+    of = ["model=tiny_llama", "engine=packed", "model.source=path", f"model.path={tmp_path}"]
+    short, long = make(*of, "train.max_steps=2", "train.max_length=16,32")
+    watch = Watch()
+    run(PackedEngine(), [short], tmp_path, watch)
+    run(PackedEngine(), [long], tmp_path, watch)
+    assert watch.results[short.key].state == "done", watch.results[short.key].error
+    assert "engine=trainer or train.max_length=16" in str(watch.results[long.key].error)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

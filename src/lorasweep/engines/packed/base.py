@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import psutil
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional
 
@@ -60,6 +61,28 @@ FAMILIES = {
 }
 
 
+def _dropout(module: nn.Module) -> float:
+    """Return what share a module of the base drops in training: of its input, or of attention."""
+    if isinstance(module, PackedDropout):
+        return module.p
+    return float(getattr(module, "attention_dropout", 0.0))
+
+
+def _check_positions(config: transformers.PretrainedConfig, longest: int) -> None:
+    """Refuse positions that the longest text of a batch scales: here batches share a pass.
+
+    Raises:
+        LorasweepError: a text is long enough for that.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+    if rope.get("rope_type") in ("dynamic", "longrope") and longest > limit:
+        raise LorasweepError(
+            f"packs cannot train this model on texts of more than {limit} tokens "
+            f"(rope_type={rope['rope_type']}); use engine=trainer or train.max_length={limit}"
+        )
+
+
 class Base:
     """The base and the data of every trial for which ``compat.base_of`` is the same."""
 
@@ -70,6 +93,7 @@ class Base:
         self.autocast = DTYPES[trial["train.precision"]]
         loaded = self._load(trial)
         model, kind = loaded.model, loaded.model.config.model_type
+        _check_positions(model.config, int(max(self.train.lengths.max(), self.eval.lengths.max())))
         self.family = FAMILIES[kind]
         self.skeleton = skeleton(model.config, self._skeleton_dtype(trial))
         self.templates: dict[str, Template] = {}
@@ -95,6 +119,7 @@ class Base:
             )
         own = getattr(model, "dropout", None)
         self.head_dropout = own.p if isinstance(own, PackedDropout) else 0.0
+        self.drops = any(_dropout(m) > 0 for m in self.body.modules())
         self.linears = [m for m in model.modules() if isinstance(m, PackedLinear)]
         self.seated: Sequence[Bank] = ()
         self.blocks: nn.ModuleList = model.get_submodule(roles.blocks_of(kind))

@@ -215,21 +215,26 @@ def attend(
     *,
     dropout: float = 0.0,
     scaling: float,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each text: (1, heads, tokens, width) to (1, tokens, heads, width)."""
+    """Attention within each text: (1, heads, tokens, width) to (1, tokens, heads, width).
+
+    With a sliding window a token sees so many, itself and those before it.
+    """
     now: Pass = module.stage.now
     if now.even is not None:
-        return _even(now.even, query, key, value, scaling), None
+        return _even(now.even, query, key, value, scaling, sliding_window), None
     causal = bool(module.is_causal)
     whole = [x[0].transpose(0, 1) for x in (query, key, value)]
     split = zip(*(x.split(now.tokens) for x in whole), strict=True)
     parts = []
     for lane, (q, k, v) in zip(now.lanes, split, strict=True):
         if now.training and dropout > 0:
-            parts.append(_with_dropout(lane, q, k, v, dropout, scaling, causal=causal))
+            seen = _seen(lane.alone.width, sliding_window, q.device) if causal else None
+            parts.append(_with_dropout(lane, q, k, v, dropout, scaling, seen))
         else:
-            parts.append(_plain(lane, q, k, v, scaling, causal=causal))
+            parts.append(_plain(lane, q, k, v, scaling, sliding_window, causal=causal))
     return torch.cat(parts)[None], None
 
 
@@ -256,12 +261,28 @@ class _Move(torch.autograd.Function):
         return grad.index_select(0, back) * kept[:, None, None], None, None, None
 
 
+def _seen(width: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return which tokens each one sees: itself and those before it, shape (width, width)."""
+    seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    return seen if window is None else seen.triu(1 - window)
+
+
+def _window(width: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return the mask of a sliding window; None where it is no narrower than the texts."""
+    return None if window is None or window >= width else _seen(width, window, device)
+
+
 def _even(
-    even: Even, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    even: Even,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None,
 ) -> torch.Tensor:
     """Causal attention in an even pass: (lanes, heads, tokens, width), tokens before heads out.
 
-    Padding is on the right, where nothing looks, so that no mask is needed.
+    Padding is on the right, where nothing looks, so that it needs no mask.
     """
 
     def spread(x: torch.Tensor) -> torch.Tensor:
@@ -270,11 +291,12 @@ def _even(
         return cells.view(even.texts, even.width, *flat.shape[1:]).transpose(1, 2)
 
     rows, keys, values = spread(query), spread(key), spread(value)
-    if query.device.type == "cpu":  # has no fast kernel for grouped heads
+    mask = _window(even.width, window, query.device)
+    if query.device.type == "cpu" or mask is not None:  # no fast kernel for grouped heads
         keys, values = _heads(keys, rows.shape[1]), _heads(values, rows.shape[1])
     grouped = keys.shape[1] != rows.shape[1]
     out = functional.scaled_dot_product_attention(
-        rows, keys, values, is_causal=True, scale=scale, enable_gqa=grouped
+        rows, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
     flat = out.transpose(1, 2).flatten(0, 1)
     tokens = _Move.apply(flat, even.cell_of, even.token_of, even.filled)
@@ -287,15 +309,22 @@ def _heads(x: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _plain(
-    lane: Lane, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, causal: bool
+    lane: Lane,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int | None,
+    *,
+    causal: bool,
 ) -> torch.Tensor:
     grid = lane.tight
     tables = (grid.spread(x).transpose(1, 2) for x in (q, k, v))
     rows, keys, values = (_heads(x, q.shape[1]) for x in tables)
     # Padding is on the right, where causal attention does not look.
-    mask = None if causal else grid.mask
+    mask = _window(grid.width, window, q.device) if causal else grid.mask
     out = functional.scaled_dot_product_attention(
-        rows, keys, values, attn_mask=mask, is_causal=causal, scale=scale
+        rows, keys, values, attn_mask=mask, is_causal=causal and mask is None, scale=scale
     )
     return grid.collect(out.transpose(1, 2))
 
@@ -307,19 +336,16 @@ def _with_dropout(
     v: torch.Tensor,
     p: float,
     scale: float,
-    *,
-    causal: bool,
+    seen: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention written out, as PyTorch computes it on the CPU where there is dropout."""
     grid, root = lane.alone, math.sqrt(scale)
     tables = (grid.spread(x).transpose(1, 2) for x in (q, k, v))
     rows, keys, values = (_heads(x, q.shape[1]) for x in tables)
     scores = (rows * root) @ (keys * root).transpose(-2, -1)
-    if grid.mask is not None:
-        scores = scores.masked_fill(~grid.mask, -math.inf)
-    if causal:
-        future = torch.ones(grid.width, grid.width, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -math.inf)
+    mask = grid.mask if seen is None else seen  # padding on the right is seen by padding alone
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
     weights = scores.softmax(-1)
     weights = weights * lane.adapter.stream.noise(weights.shape, p, weights)
     return grid.collect((weights @ values).transpose(1, 2))
@@ -331,6 +357,8 @@ def install(
     """Replace linear layers in the blocks, dropouts anywhere, and attention."""
     for name, module in list(model.named_modules()):
         owner, _, leaf = name.rpartition(".")
+        if hasattr(module, "chunk_size_feed_forward"):
+            module.chunk_size_feed_forward = 0  # of a batch's padded texts, which here is none
         if isinstance(module, nn.Linear) and name.startswith(f"{blocks}."):
             new: nn.Module = PackedLinear(frozen(module), name, stage)
         elif isinstance(module, nn.Dropout):

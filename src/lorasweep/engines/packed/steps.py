@@ -50,7 +50,8 @@ def worth_compiling(base: Base, trial_steps: int) -> bool:
 
 def recordable(base: Base, member: Member) -> bool:
     """Whether a trial's steps are all of one shape, with no dropout but that of its updates."""
-    return bool(base.family.pool_last) and member.train["accumulation"] == 1
+    even = base.family.pool_last and not base.drops
+    return bool(even) and member.train["accumulation"] == 1
 
 
 def round_rank(rank: int) -> int:
