@@ -77,6 +77,18 @@ def test_where_they_are_not_mlflow_is_asked(tmp_path: Path, trial: Trial) -> Non
     assert record.states() == {trial.key: "done"}
 
 
+def test_a_record_of_another_mlflow_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    prepare(f"sqlite:///{file}", file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("ALTER TABLE runs RENAME COLUMN start_time TO began")
+        connection.execute("UPDATE alembic_version SET version_num = 'abcdef012345'")
+        connection.commit()
+    for use in (lambda uri: Record(uri, tmp_path / "artifacts"), records.read):
+        with pytest.raises(RecordError, match="another version of MLflow made it; make a copy"):
+            use(f"sqlite:///{file}")
+
+
 def test_a_run_is_the_one_that_mlflow_writes(
     tmp_path: Path, trial: Trial, through_mlflow: Callable[[], None]
 ) -> None:

@@ -97,5 +97,11 @@ def sentences(uri: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
     except known as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise RecordError(f"the record at {uri} cannot be used: {text[0]}") from error
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "database schema" in text:
+            text = (
+                "another version of MLflow made it; make a copy, then 'mlflow db upgrade' with "
+                "this address brings one of an older version up to date, and one of a newer "
+                "version needs that MLflow (pip install --upgrade mlflow)"
+            )
+        raise RecordError(f"the record at {uri} cannot be used: {text}") from error
