@@ -43,10 +43,7 @@ report: $(READY) ## all of it as one page -> results/report (from a results file
 	$(BIN)/python -m analysis report $(FROM)
 
 ui: $(READY) ## MLflow on localhost, to compare runs (RECORD= too)
-	@record=$$($(BIN)/python -m lorasweep.addresses "$${RECORD:-outputs}") && \
-	  echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)" && \
-	  MLFLOW_DISABLE_TELEMETRY=true exec $(BIN)/mlflow ui --backend-store-uri "$$record" \
-	  --host 127.0.0.1 --port $(PORT) --workers 1
+	@exec $(BIN)/python -m lorasweep.browse "$${RECORD:-outputs}" $(PORT)
 
 test: $(READY) ## the test-suite (real command lines on tiny models)
 	$(BIN)/python -m pytest

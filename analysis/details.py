@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorasweep.addresses import artifacts_folder, record_file
+from lorasweep.addresses import ARTIFACTS, artifacts_folder, record_file
 from lorasweep.errors import RecordError
 
 ITEMS = ("key", "item", "gold", "predicted")
@@ -140,7 +140,7 @@ def _joined(frames: Iterable[pd.DataFrame], order: list[str]) -> pd.DataFrame:
 def _beside(uri: str) -> Path | None:
     """Folder of a local record's artefacts."""
     file = record_file(uri)
-    return None if file is None else file.resolve().parent / "artifacts"
+    return None if file is None else file.resolve().parent / ARTIFACTS
 
 
 def _moved(folder: Path | None) -> dict[str, Path]:

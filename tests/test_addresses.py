@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from lorasweep import addresses
+from lorasweep import addresses, browse
 from lorasweep.composition import Composer
+from lorasweep.errors import RecordError
 from lorasweep.record import Record, read
 from lorasweep.trial import Result, Trial
 
@@ -43,7 +44,7 @@ def keep(record: Record, trial: Trial, folder: Path) -> str:
     return run
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["my étude #1", "50%20", "a?b", "x[1] (2); it's & so+on"])
 def test_mlflow_finds_artefacts_where_they_were_put(
     composer: Composer, name: str, tmp_path: Path
 ) -> None:
@@ -66,6 +67,19 @@ def test_the_default_record_is_in_the_output_folder_whatever_its_name(composer: 
         folder = name.replace("'", "")
         uri = composer([f"output_dir='{folder}'"]).flat["tracking.uri"]
         assert addresses.record_file(uri) == Path(folder) / "mlflow.db"
+
+
+def test_browsing_a_copy_shows_its_own_artefacts(composer: Composer, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there é 5%20"
+    trial = Trial({**composer([]).flat, "lora.alpha": 16, "name": "ours"})
+    run = keep(Record(f"sqlite:///{here}/mlflow.db", here / "artifacts"), trial, here / "ours/a")
+    shutil.copytree(here, there)
+    uri = browse.ready(str(there))
+    assert mlflow.MlflowClient(uri).get_run(run).info.artifact_uri == addresses.artifacts_at(
+        there / f"artifacts/ours/{run}/artifacts"
+    )
+    with pytest.raises(RecordError, match="no record at"):
+        browse.ready(str(tmp_path / "none"))
 
 
 def test_a_copied_record_has_its_own_artefacts(composer: Composer, tmp_path: Path) -> None:

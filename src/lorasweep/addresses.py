@@ -4,15 +4,13 @@ An address is percent-encoded and a path is not. Where the two are mixed up, a f
 ``my study`` has its artefacts in one named ``my%20study``.
 """
 
-import sys
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
-
-from lorasweep.errors import BAD_RECORD, DONE
 
 _SQLITE = "sqlite:///"
 _FILE = "file:"
 NAME = "mlflow.db"  # of the record's file in its folder, unless tracking.uri says otherwise
+ARTIFACTS = "artifacts"  # folder beside it
 
 
 def record_at(file: Path) -> str:
@@ -54,18 +52,3 @@ def artifacts_at(folder: Path) -> str:
 def artifacts_folder(uri: str) -> Path | None:
     """Return the folder that artefacts lie in; None where they are not on this file system."""
     return Path(unquote(urlsplit(uri).path)) if uri.startswith(_FILE) else None
-
-
-def main(text: str) -> int:
-    """Print the address of a record (see ``record_named``) for MLflow's own commands."""
-    uri = record_named(text)
-    file = record_file(uri)
-    if file is not None and not file.is_file():  # MLflow would make an empty one
-        print(f"no record at {file}", file=sys.stderr)
-        return BAD_RECORD
-    print(uri)
-    return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

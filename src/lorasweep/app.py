@@ -30,7 +30,7 @@ class Request:
     trials: list[Trial]  # all of them; of a search its extremes, which say what it needs
     objectives: tuple[Objective, ...]
     search: Callable[[], Sampler] | None = None
-    command: str = field(default_factory=lambda: shlex.join(["python", *sys.argv]))
+    command: str = field(default_factory=lambda: shlex.join(["python", *sys.orig_argv[1:]]))
     # Imports are a part of what the user waits for.
     began: float = field(default_factory=lambda: psutil.Process().create_time())
 

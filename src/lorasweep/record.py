@@ -306,11 +306,16 @@ class Record:
 
     # ------------------------------------------------------------------ writing
 
+    def relocate(self) -> None:
+        """Have the runs of a record that was copied or moved point to the artefacts beside it."""
+        if addresses.record_file(self.uri) is not None:
+            with self._sentences():
+                self._store.relocate(self.artifacts)
+
     def open_sweep(self, study: str, name: str, description: str) -> str:
         """Return the run of a sweep, the one of an earlier call where there is one."""
         with self._sentences(), self._alone():
-            if addresses.record_file(self.uri) is not None:
-                self._store.relocate(self.artifacts)
+            self.relocate()
             place = self._study(study)
             before = self._store.runs({"lorasweep.sweep": name}, study=place)
             if before:

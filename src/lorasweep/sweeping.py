@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from lorasweep import errors, packs, plan, pruning, rest
+from lorasweep.addresses import ARTIFACTS
 from lorasweep.app import Outcome, Request
 from lorasweep.costs import devices
 from lorasweep.errors import RecordError
@@ -51,7 +52,7 @@ def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: 
     settings = request.settings
     output = Path(str(settings["output_dir"]))
     with Signals() as signals:
-        record = Record(str(settings["tracking.uri"]), output / "artifacts")
+        record = Record(str(settings["tracking.uri"]), output / ARTIFACTS)
         study, sampler = str(settings["name"]), request.sampler(trials)
         for sentence in collect(record, output / study):
             console().print(sentence, markup=False, style="yellow", soft_wrap=True)
