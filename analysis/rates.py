@@ -67,17 +67,18 @@ def tried(table: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
     """Mean accuracy of every rate that was tried.
 
     Returns:
-        One row a method, target and rate: ``accuracy low high seeds``, ``lost`` (trials that did
-        not finish) and ``picked``: the highest mean, the lower rate of two; a rate at which a
-        trial did not finish is not picked.
+        One row a method, target and rate: ``accuracy low high seeds``, ``lost`` (seeds of the
+        search that have no score there) and ``picked``: the highest mean, the lower rate of two;
+        a rate that lost a seed is not picked.
     """
     rows = table[(table["model"] == model) & (table["task"] == task) & table["r"].notna()]
-    found = []
+    found, asked = [], rows["seed"].nunique()
     for (method, target, rate), trials in rows.groupby([*_SERIES, "learning_rate"]):
-        scores = trials.loc[trials["state"] == "done", "eval/accuracy"].dropna().to_numpy()
+        done = trials.loc[trials["state"] == "done", "eval/accuracy"].dropna()
+        scores = done.groupby(trials["seed"]).mean().to_numpy()
         low, high = cells.interval(scores)
         mean = float(scores.mean()) if len(scores) else float("nan")
-        lost = len(trials) - len(scores)
+        lost = asked - len(scores)
         found.append((method, target, rate, mean, low, high, len(scores), lost))
     columns = [*_SERIES, "learning_rate", "accuracy", "low", "high", "seeds", "lost"]
     frame = pd.DataFrame(found, columns=columns)
@@ -172,7 +173,7 @@ def caption(table: pd.DataFrame, model: str, task: str) -> str:
         "the picks, the highest mean of each method and target."
     )
     lost = int(frame["lost"].sum())
-    return told + (f" {lost} trials did not finish; their rates are not picked." if lost else "")
+    return told + (f" Seeds without a score: {lost}; their rates are not picked." if lost else "")
 
 
 def _span(values: "pd.Series[float]") -> str:

@@ -39,7 +39,8 @@ class Costs:
 
     Attributes:
         place: what they agree in.
-        arms: for each arm, a row a seed with ``step_s`` and peak memory.
+        arms: for each arm, a row a seed with ``step_s`` and peak memory, NaN where its trial
+            did not finish.
         left_out: trials of these methods that did not run alone.
     """
 
@@ -54,13 +55,14 @@ def costs(table: pd.DataFrame, model: str | None = None) -> Costs:
     Larger models win a tie: there the cost of a step is the device's and not the host's.
     """
     rows = table if model is None else table[table["model"] == model]
-    rows = rows[(rows["state"] == "done") & rows["method"].isin(["lora", "qlora"])]
-    own = tidy.alone(rows)
-    left_out, rows = int((~own).sum()), _with_arms(rows[own])
+    rows = rows[rows["method"].isin(["lora", "qlora"])]
+    own, done = tidy.alone(rows), rows["state"] == "done"
+    left_out, rows = int((done & ~own).sum()), _with_arms(rows[own])
     best = Costs({}, {}, left_out)
     best_rank = (0, 0.0, 0)
     for place, together in rows.groupby(_PLACE, dropna=False):
         arms = {str(arm): _by_seed(trials) for arm, trials in together.groupby("arm")}
+        arms = {arm: seeds for arm, seeds in arms.items() if seeds.notna().any(axis=None)}
         size = together["params/total"].max()
         rank = (len(arms), 0.0 if np.isnan(size) else float(size), len(together))
         if rank > best_rank:
@@ -99,7 +101,8 @@ def _by_seed(trials: pd.DataFrame) -> pd.DataFrame:
     """One row a seed. As the paper set it means float32 throughout, where that was run."""
     if (trials["arm"] == "as_set").all() and (trials["precision"] == "fp32").any():
         trials = trials[trials["precision"] == "fp32"]
-    return trials.groupby("seed")[[STEP_S, PEAK_GIB]].mean()
+    measured = trials[[STEP_S, PEAK_GIB]].where(trials["state"] == "done")
+    return measured.groupby(trials["seed"]).mean()
 
 
 def judge(found: Costs) -> Claim:
@@ -136,9 +139,13 @@ def _ratio(
 ) -> Part:
     """Ratio of an arm to LoRA, on the log scale: ratios are what is normal there."""
     missing = [name for name in ("lora", arm) if name not in found.arms]
-    estimate = None
+    estimate, lacks = None, _told(missing, found.left_out)
     if not missing:
         ours, theirs = (np.log(found.arms[name][column].dropna()) for name in (arm, "lora"))
+        asked = {seed for seeds in found.arms.values() for seed in seeds.index}
+        lost = {NAMES[n]: len(asked) - len(has) for n, has in ((arm, ours), ("lora", theirs))}
+        told = [f"{n} of {len(asked)} seeds not measured: {name}" for name, n in lost.items() if n]
+        lacks = "; ".join(told)
         # memory alone may be the same to the byte in every repeat
         estimate = evidence.difference(ours, theirs, step=0 if column == PEAK_GIB else None)
     return Part(
@@ -146,7 +153,7 @@ def _ratio(
         kind="within",
         estimate=estimate,
         bounds=(math.log(bounds[0]), math.log(bounds[1])),
-        lacks=_told(missing, found.left_out),
+        lacks=lacks,
         counts=counts,
         unit="ratio",
     )

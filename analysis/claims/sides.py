@@ -1,6 +1,7 @@
 """The two sides of a comparison: the scores and answers of one or several cells, by seed."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,13 @@ from analysis.cells import View
 from analysis.claims import evidence
 from analysis.claims.evidence import Estimate
 
-# How a trial may have ended that says something about its cell: leaving it out flatters the cell.
-TELLING = {"diverged": "diverged", "oom": "ran out of memory"}
+# How a seed that was asked for came to have no score, as the record says and in words. Why it
+# has none may well depend on how good it was, so what is left would flatter its cell.
+_LOST = {
+    "oom": "ran out of memory",
+    "done": "without a score",
+    "missing": "missing",  # never started, or removed
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,11 @@ class Study:
         }
 
     @cached_property
+    def asked(self) -> frozenset[int]:
+        """Seeds that every cell was asked for: those of all trials, however these ended."""
+        return frozenset(int(seed) for seed in self.view.rows["seed"].dropna())
+
+    @cached_property
     def step(self) -> float | None:
         """Smallest difference that two scores can have: one answer; None where it is not known.
 
@@ -120,15 +131,18 @@ class Study:
         return None if frame.isna().to_numpy().any() else frame
 
     def lacks(self, side: Sequence[Cell]) -> str:
-        """Why these cells must not decide; nothing where they may."""
+        """Why these cells must not decide (the first that lacks a seed); nothing where they may."""
         for cell in side:
             rows = self._trials.get(cell, self.view.rows[:0])
-            states = list(rows["state"])
-            for state, words in TELLING.items():
-                if state in states:
-                    return f"{cell.name}: {states.count(state)} of {len(states)} seeds {words}"
-            if "done" not in states:
-                return f"not run: {cell.name}" if not states else f"{states[0]}: {cell.name}"
+            if rows.empty:
+                return f"not run: {cell.name}"
+            lost = sorted(self.asked - {*self.scores(cell).index})
+            ended = dict(zip(rows["seed"], rows["state"], strict=True))
+            states = Counter(ended.get(seed, "missing") for seed in lost)
+            if states:
+                count = len(self.asked)
+                told = (f"{n} of {count} seeds {_LOST.get(how, how)}" for how, n in states.items())
+                return f"{cell.name}: {', '.join(told)}"
         return ""
 
     def compare(self, a: Sequence[Cell], b: Sequence[Cell]) -> Estimate | None:
@@ -141,14 +155,18 @@ class Study:
         return evidence.difference(first, second, both, self.step)
 
     def told(self, cell: Cell, other: Cell) -> str:
-        """Difference of two cells, ``+0.0048 [−0.0098, +0.0194]``; ``–`` where there is none."""
+        """Difference of two cells, ``+0.0048 [−0.0098, +0.0194]``; ``–`` where there is none.
+
+        Where a cell lacks seeds, that is said.
+        """
         found = None if cell == other else self.compare([cell], [other])
         if found is None or math.isnan(found.effect):
             return "–"
         text = f"{found.effect:+.4f}"
         if not math.isnan(found.low):
             text += f" [{found.low:+.4f}, {found.high:+.4f}]"
-        return text.replace("-", "−")
+        lacks = self.lacks([cell, other])
+        return text.replace("-", "−") + (f" ({lacks})" if lacks else "")
 
     def level(self, cell: Cell, less: float) -> Estimate | None:
         """A cell's score less a constant; None without trials."""

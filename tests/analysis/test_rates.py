@@ -43,6 +43,14 @@ def test_of_two_as_good_the_lower_and_never_one_that_was_lost(run: Callable[...,
     assert rates.picks(table.tidy(runs), "toy")["lora", "attention"] == 1e-4
 
 
+def test_a_rate_that_lacks_a_seed_is_not_picked(run: Callable[..., Run]) -> None:
+    runs = found(run)
+    gone = next(r for r in runs if r["eval/accuracy"] == 0.6)
+    trials = table.tidy([r for r in runs if r is not gone])
+    assert rates.picks(trials, "toy")["lora", "attention"] == 1e-4
+    assert rates.picks(trials, "toy")["qlora", "attention"] == 1e-2
+
+
 def test_what_was_not_searched_is_said(run: Callable[..., Run]) -> None:
     part = table.tidy([r for r in found(run) if r["method.name"] == "lora"])
     with pytest.raises(RequestError, match="QLoRA, attention; QLoRA, all-linear"):
