@@ -24,6 +24,8 @@ class Slice:
         name: for files, ``""`` for the one that most trials belong to.
         title: for people.
         table: its trials, and those without an adapter.
+        chosen_here: whether the rates of methods and targets were chosen by the very scores that
+            are compared, for want of a search.
     """
 
     model: str
@@ -31,6 +33,7 @@ class Slice:
     name: str
     title: str
     table: pd.DataFrame
+    chosen_here: bool = False
 
     @property
     def heading(self) -> str:
@@ -45,7 +48,7 @@ def slices(table: pd.DataFrame, model: str, task: str) -> list[Slice]:
     found (see ``rates``). Without one it takes the swept rate with the best mean accuracy over the
     cells that all its swept rates share. That was chosen on the items that it is judged by, so its
     level is a little too good; differences between ranks and alphas are at one rate and are not
-    touched by that.
+    touched by that, those between methods or targets are (``chosen_here``).
     """
     rows = table[(table["model"] == model) & (table["task"] == task)]
     adapted = rows["r"].notna()
@@ -64,13 +67,12 @@ def slices(table: pd.DataFrame, model: str, task: str) -> list[Slice]:
     ]
     fixed.sort(key=lambda one: -len(one.table))
     searched = search.picks(table, model)
-    best = {
-        series: searched[series] if searched.get(series) in found else _best(rows, series, found)
-        for series, found in swept.items()
-    }
+    elsewhere = {s: searched[s] for s, found in swept.items() if searched.get(s) in found}
+    best = {s: elsewhere[s] if s in elsewhere else _best(rows, s, r) for s, r in swept.items()}
     found = [*fixed]
     if len(set(best.values())) > 1 or not any(s.name == f"lr{min(best.values()):g}" for s in fixed):
-        found.append(_tuned(rows, model, task, best))
+        here = any(len(tried) > 1 and s not in elsewhere for s, tried in swept.items())
+        found.append(_tuned(rows, model, task, best, chosen_here=here))
     first, *others = found
     return [Slice(first.model, first.task, "", first.title, first.table), *others]
 
@@ -101,7 +103,14 @@ def _best(rows: pd.DataFrame, series: tuple[str, str], rates: list[float]) -> fl
     return float(str(means.mean().idxmax())) if len(means) else min(rates)
 
 
-def _tuned(rows: pd.DataFrame, model: str, task: str, best: dict[tuple[str, str], float]) -> Slice:
+def _tuned(
+    rows: pd.DataFrame,
+    model: str,
+    task: str,
+    best: dict[tuple[str, str], float],
+    *,
+    chosen_here: bool,
+) -> Slice:
     parts = [rows[rows["r"].isna()]]
     for (method, target), rate in best.items():
         own = (rows["method"] == method) & (rows["target"] == target)
@@ -116,4 +125,4 @@ def _tuned(rows: pd.DataFrame, model: str, task: str, best: dict[tuple[str, str]
         for text in together.loc[adapted, "settings"]
     ]
     title = f"learning rate tuned for each method and target ({told})"
-    return Slice(model, task, "tuned", title, together)
+    return Slice(model, task, "tuned", title, together, chosen_here)

@@ -82,7 +82,8 @@ def scorecard(table: pd.DataFrame, details: Details, part: Slice) -> Scorecard:
     paid = costs.judge(own if len(own.arms) == len(costs.NAMES) else costs.costs(table))
     by = {
         metric: patil2025.judge(
-            sides.study(part.table, details.items, part.model, part.task, metric)
+            sides.study(part.table, details.items, part.model, part.task, metric),
+            chosen_here=part.chosen_here,
         )
         for metric in (ACCURACY, F1)
     }

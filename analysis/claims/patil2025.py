@@ -22,9 +22,21 @@ FLAT_FROM = 8  # the rank that others are compared with: the one both studies sh
 UP_TO_256 = (1, 2, 4, 16, 32, 64, 128, 256)
 
 
-def judge(study: Study) -> list[Claim]:
-    """P1 to P8 and P10 for one model, task and setting (P9 is ``costs.judge``)."""
-    return [make(study) for make in _CLAIMS]
+ACROSS = ("P4", "P7", "P8", "P10")  # compare methods or targets
+CHOSEN_HERE = "the rates were chosen by the scores that are compared: search for them first"
+
+
+def judge(study: Study, *, chosen_here: bool = False) -> list[Claim]:
+    """P1 to P8 and P10 for one model, task and setting (P9 is ``costs.judge``).
+
+    Args:
+        study: the trials.
+        chosen_here: whether the learning rates of methods and targets were chosen by the same
+            scores. What compares methods or targets is not judged then.
+    """
+    claims = [make(study) for make in _CLAIMS]
+    withheld = ACROSS if chosen_here else ()
+    return [one.withheld(CHOSEN_HERE) if one.number in withheld else one for one in claims]
 
 
 def _part(

@@ -147,6 +147,11 @@ class Claim:
     reading: str
     parts: tuple[Part, ...]
 
+    def withheld(self, reason: str) -> "Claim":
+        """Return the same claim with its numbers, but left undecided for a reason."""
+        parts = [replace(part, lacks=part.lacks or reason) for part in self.parts]
+        return replace(self, parts=tuple(corrected(parts)))
+
     @property
     def counted(self) -> list[Part]:
         """Parts that the verdict depends on."""

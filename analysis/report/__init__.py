@@ -188,8 +188,7 @@ def _setting(source: Source, parts: Sequence[Slice], *, paper: bool) -> list[str
         return [told]
     tuned = [part for part in parts if part.name == "tuned"]
     notes = [
-        f"Tuned means: {escaped(part.title)}. "
-        + (_SEARCHED if rates.picks(table, part.model) else _TUNED)
+        f"Tuned means: {escaped(part.title)}. " + (_TUNED if part.chosen_here else _SEARCHED)
         for part in tuned
     ]
     frame = accounts.settings(parts, paper=paper)
@@ -212,7 +211,8 @@ _SEARCHED = (
 )
 _TUNED = (
     "Each was chosen by its mean accuracy over all cells on the items it is judged by, so the "
-    "level is a little too good; ranks and alphas are compared within one rate."
+    "level is a little too good: ranks and alphas are compared within one rate, and claims that "
+    "compare methods or layers are not judged."
 )
 
 

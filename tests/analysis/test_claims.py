@@ -120,13 +120,69 @@ def test_missing_cells_are_named_and_leave_the_rest_to_decide(run: MakeRun) -> N
     assert judged(gone)["P6"].verdict == "refuted"  # by LoRA, which does not dip
 
 
-def test_a_seed_that_diverged_keeps_its_cell_from_deciding(run: MakeRun) -> None:
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("diverged", "diverged"),
+        ("oom", "ran out of memory"),
+        ("failed", "failed"),
+        ("pruned", "pruned"),
+        ("stopped", "stopped"),
+        (None, "missing"),
+    ],
+)
+def test_a_seed_without_a_score_keeps_its_cell_from_deciding(
+    run: MakeRun, state: str | None, words: str
+) -> None:
+    """The seeds that are left may be the better ones."""
     trials = truth(run, as_published)
     lost = (trials["r"] == 512) & (trials["seed"] == 1) & (trials["target"] == "attention")
-    trials.loc[lost, "state"] = "diverged"
-    claim = judged(trials)["P6"]
+    trials.loc[lost, "state"] = state
+    claim = judged(trials if state else trials[~lost])["P6"]
     assert claim.verdict == "undecided"
-    assert "LoRA, attention, r 512, α 1024: 1 of 5 seeds diverged" in {p.why for p in claim.parts}
+    told = f"LoRA, attention, r 512, α 1024: 1 of 5 seeds {words}"
+    assert told in {part.why for part in claim.parts}
+    assert judged(trials)["P2"].verdict == "confirmed"  # not of these cells
+
+
+def test_what_was_lost_is_counted_by_how_it_ended(run: MakeRun) -> None:
+    trials = truth(run, as_published)
+    cell = (trials["r"] == 8) & (trials["alpha"] == 64) & (trials["method"] == "lora")
+    cell &= trials["target"] == "all_linear"
+    trials.loc[cell & (trials["seed"] < 2), "state"] = "failed"
+    trials.loc[cell & (trials["seed"] == 2), "state"] = "pruned"
+    lora, qlora = judged(trials[~(cell & (trials["seed"] == 4))])["P2"].parts
+    name = "LoRA, all-linear, r 8, α 64"
+    assert lora.why == f"{name}: 2 of 5 seeds failed, 1 of 5 seeds pruned, 1 of 5 seeds missing"
+    assert qlora.verdict == "confirmed"
+
+
+def test_a_base_with_fewer_seeds_decides_nothing(run: MakeRun) -> None:
+    trials = truth(run, as_published)
+    claim = judged(trials[(trials["method"] != "base") | (trials["seed"] < 2)])["P1"]
+    assert claim.verdict == "undecided"
+    assert claim.parts[0].why.endswith("3 of 5 seeds missing")
+
+
+def test_rates_chosen_by_the_scores_that_are_compared(run: MakeRun) -> None:
+    """Without a search, methods and targets are not compared at their best rates; ranks are."""
+    parts = []
+    for rate, drop in ((1e-4, 0.0), (1e-3, 0.01)):
+        runs = truth(run, lambda *cell, drop=drop: as_published(*cell) - drop, seeds=3)
+        parts.append(runs.assign(learning_rate=rate, key=runs["key"] + f"-{rate:g}"))
+    other = (parts[1]["target"] == "attention") & (parts[1]["method"] == "lora")
+    parts[1].loc[other, "eval/accuracy"] += 0.02
+    cards = claims.judge(pd.concat(parts, ignore_index=True), details.empty())
+    tuned = next(card for card in cards if card.part.name == "tuned")
+    assert "lora attention 0.001" in tuned.part.title
+    verdicts_of = {claim.number: claim for claim in tuned.claims}
+    for number in ("P4", "P7", "P8", "P10"):
+        assert verdicts_of[number].verdict == "undecided"
+        assert {part.why for part in verdicts_of[number].parts} == {patil2025.CHOSEN_HERE}
+        assert tuned.by_f1[number] == "undecided"
+    assert verdicts_of["P5"].verdict == "confirmed"
+    fixed = {claim.number: claim.verdict for claim in cards[0].claims}
+    assert fixed["P4"] != "undecided"
 
 
 def test_an_empty_table_judges_nothing(run: MakeRun) -> None:
@@ -299,6 +355,19 @@ def test_costs_against_table_1(run: MakeRun, ratio: float, verdict: str) -> None
 
 def test_one_repeat_of_a_cost_is_undecided(run: MakeRun) -> None:
     assert p9(cost_runs(run, 10.0, seeds=(0,))).verdict == "undecided"
+
+
+@pytest.mark.parametrize("state", ["oom", "failed"])
+def test_a_seed_that_was_not_measured_leaves_its_cost_open(run: MakeRun, state: str) -> None:
+    runs = cost_runs(run, 10.0)
+    runs[4] |= {"lorasweep.state": state}  # of QLoRA as the paper set it
+    claim = p9(runs)
+    assert claim.verdict == "undecided"
+    told = (
+        "1 of 3 seeds not measured: QLoRA as the paper set it (float32 compute, k-bit preparation)"
+    )
+    assert claim.parts[0].why == told
+    assert "not measured" not in claim.parts[-1].why  # of bf16 all were
 
 
 def test_packed_trials_say_nothing_of_cost(run: MakeRun) -> None:
