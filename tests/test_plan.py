@@ -126,6 +126,22 @@ def test_json_says_of_each_trial_what_it_is(composer: Composer) -> None:
         ("24gb", ["method=fft", "train.checkpointing=true"], ("method=lora",)),
         ("24gb", ["method=base", "train.eval_batch_size=4096"], ("train.eval_batch_size=512",)),
         ("2gb", ["method=qlora"], ()),
+        # what costs no result, together and no smaller than needed, before the data is cut
+        (
+            "48gb",
+            ["method=lora", "train.max_length=4096"],
+            ("train.eval_batch_size=32", "train.checkpointing=true"),
+        ),
+        (
+            "16gb",
+            ["method=qlora", "train.max_length=4096"],
+            (
+                "train.eval_batch_size=16",
+                "train.checkpointing=true",
+                "train.batch_size=2",
+                "train.accumulation=4",
+            ),
+        ),
     ],
 )
 def test_the_smallest_change_that_makes_a_trial_fit(

@@ -196,7 +196,8 @@ def remedy(trial: Trial, device: Device, n_labels: int) -> tuple[str, ...]:
     """Smallest change that makes a trial fit, as overrides; empty if nothing tried does.
 
     Kinds of change are tried by how little they alter the trial (see ``changes``): each alone,
-    then each on top of all before it, less those that turn out not to be needed.
+    then on top of all kinds before it, and only then the next. Of what was needed together,
+    whatever is not needed is left out, and the rest made as small as will do.
     """
 
     def fits(chosen: Sequence[Change]) -> bool:
@@ -204,41 +205,51 @@ def remedy(trial: Trial, device: Device, n_labels: int) -> tuple[str, ...]:
         changed = Trial({**trial.config, **settings})
         return memory.estimate(changed, n_labels).footprint <= device.memory
 
-    at_evaluation = memory.estimate(trial, n_labels).moment == "evaluation"
-    kinds = [kind for kind in changes(trial, at_evaluation) if kind]
-    alone = ([change] for kind in kinds for change in kind)
-    upon = (
-        [k[-1] for k in kinds[:i]] + [change] for i, kind in enumerate(kinds) for change in kind
-    )
-    chosen = next((ideas for ideas in itertools.chain(alone, upon) if fits(ideas)), [])
-    for change in list(chosen[:-1]):
-        rest = [other for other in chosen if other is not change]
-        chosen = rest if fits(rest) else chosen
+    kinds = [kind for kind in changes(trial) if kind]
+    chosen = next(filter(fits, combinations(kinds)), [])
+    for change in chosen[-2::-1]:  # what alters the trial most first
+        without = [other for other in chosen if other is not change]
+        smaller = (
+            [less if other is change else other for other in chosen]
+            for kind in kinds
+            if change in kind
+            for less in kind
+        )
+        chosen = next(filter(fits, itertools.chain([without], smaller)))
     return tuple(word for change in chosen for word in change.typed)
 
 
-def changes(trial: Trial, at_evaluation: bool) -> list[list[Change]]:
+def combinations(kinds: Sequence[Sequence[Change]]) -> Iterator[list[Change]]:
+    """Changes of each kind alone, and then with the largest of every kind before it."""
+    for i, kind in enumerate(kinds):
+        before = [earlier[-1] for earlier in kinds[:i]]
+        yield from ([change] for change in kind)
+        yield from ([*before, change] for change in kind if before)
+
+
+def changes(trial: Trial) -> list[list[Change]]:
     """Kinds of change, the one that alters a trial least first; in each, the smallest first.
 
     A smaller evaluation batch changes nothing (and helps where the peak is at evaluation),
     checkpointing only time, and a smaller batch with accumulation keeps the effective batch.
-    8-bit states, 4-bit weights and other methods change the arithmetic, shorter texts the data.
+    8-bit states, 4-bit weights and other methods change the arithmetic, shorter texts the data:
+    of these each is a kind of its own, since a larger one alters the result more.
     """
     trains, lengths = trial["method.trains"], halves(int(trial["train.max_length"]), MIN_LENGTH)
     evaluation = [
         changed("train.eval_batch_size", n) for n in halves(trial["train.eval_batch_size"])
     ]
-    shorter = [changed("train.max_length", length) for length in lengths]
+    shorter = [[changed("train.max_length", length)] for length in lengths]
     if trains is None:
-        return [evaluation, shorter]
+        return [evaluation, *shorter]
     again = [] if trial["train.checkpointing"] else [changed("train.checkpointing", True)]
     paged = [changed("train.optimizer", "paged_adamw_8bit")]
     qlora = Change(("method=qlora",), {"method.trains": "adapter", "method.quant": "nf4"})
     lora = Change(("method=lora",), {"method.trains": "adapter"})
-    methods = [lora, qlora] if trains == "everything" else [qlora]
+    methods = [[lora], [qlora]] if trains == "everything" else [[qlora]]
     if trial["method.quant"] in ("nf4", "fp4"):
         methods = []
-    return [evaluation, again, smaller_batches(trial), paged, methods, shorter]
+    return [evaluation, again, smaller_batches(trial), paged, *methods, *shorter]
 
 
 def changed(name: str, value: Any) -> Change:
