@@ -478,6 +478,8 @@ def _summary(result: Result) -> dict[str, str]:
     tags = {}
     if result.error:
         tags["lorasweep.error"] = result.error[:5000]
+    if notes := result.environment.get("notes"):
+        tags["lorasweep.notes"] = "; ".join(notes)[:5000]
     for name in ("device", "git_commit", "git_dirty"):
         if result.environment.get(name) is not None:
             tags[f"lorasweep.{name}"] = str(result.environment[name])

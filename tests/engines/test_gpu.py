@@ -125,6 +125,31 @@ def test_dropout_of_attention_is_drawn_and_not_recorded(make: Make, tmp_path: Pa
     key = trials[0].key
     assert repr(packed.results[key].curve) == repr(alone.results[key].curve)
     assert packed.results[key].curve != plain.curve
+    assert "the base has dropout of its own" in packed.results[key].environment["notes"][0]
+
+
+@pytest.mark.parametrize("exactness", ["fast", "strict"])
+def test_steps_that_cannot_be_recorded_are_the_same_steps(
+    exactness: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = ["model=tiny_llama", "engine=packed", f"engine.exactness={exactness}", "train.max_steps=6"]
+    trials = make(*of, "lora.dropout=0.1", "seed=0,1")
+    recorded = run(PackedEngine(), trials, tmp_path / "recorded").results
+
+    class NoGraph:
+        def __init__(self) -> None:
+            raise RuntimeError("no graphs today")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", NoGraph)
+    found = run(PackedEngine(), trials, tmp_path / "plain").results
+    for trial in trials:
+        result = found[trial.key]
+        assert result.state == "done", result.error
+        assert result.environment["notes"] == [
+            "steps were not recorded, which is slower: no graphs today"
+        ]
+        losses, expected = (dict_of(r.curve)["train/loss"] for r in (result, recorded[trial.key]))
+        assert losses == pytest.approx(expected, rel=1e-3)
 
 
 def products(

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from lorasweep.engines.packed.engine import Pack, PackedEngine
 from lorasweep.engines.packed.evaluation import evaluate
 from lorasweep.engines.packed.layout import Pass
 from lorasweep.models import convert, source
+from lorasweep.record import Record
+from lorasweep.screen import Screen
 from lorasweep.trial import Trial
 from tests.engines.conftest import Make, Watch, place, run
 
@@ -105,6 +109,8 @@ def test_an_oom_splits_the_pack_and_loses_nothing(
     for trial in trials:
         assert split.results[trial.key].state == "done"
         assert split.results[trial.key].metrics["train/steps"] == 6
+        notes = split.results[trial.key].environment["notes"]
+        assert "5 trials did not fit the device together; some waited for the others" in notes
         for name, expected in weights(trial, tmp_path / "whole").items():
             torch.testing.assert_close(weights(trial, tmp_path / "split")[name], expected, **FAST)
     assert whole.results.keys() == split.results.keys()
@@ -296,6 +302,45 @@ def test_steps_that_drop_more_than_updates_are_not_of_fixed_shape(
     monkeypatch.setattr(steps, "worthwhile", lambda base: True)
     found = run(PackedEngine(), [trial], tmp_path / "fixed").results[trial.key]
     assert (found.state, found.curve) == ("done", plain.curve)
+
+
+class NoPool:
+    """Memory of recordings where there can be none."""
+
+    lent = nullcontext
+
+
+def test_steps_that_cannot_be_compiled_or_recorded_say_so(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the screen once, and in the record of each trial, of one that joins later too."""
+    failing = ["no C++ compiler", "not permitted in a recording\n at …"]
+    recorded = Mock(side_effect=[RuntimeError(text) for text in failing])
+    monkeypatch.setattr(steps, "worthwhile", lambda base: True)
+    monkeypatch.setattr(steps, "worth_compiling", lambda base, left: True)
+    monkeypatch.setattr(Pack, "_new_pool", lambda self: NoPool())
+    monkeypatch.setattr(steps.Steps, "_record", recorded)
+    of = ["model=tiny_llama", "engine=packed"]
+    trials = make(*of, "train.max_steps=2,4", "seed=0")
+    late = make(*of, "train.max_steps=2", "seed=1")
+    results = run(PackedEngine(), trials, tmp_path, Watch(more=[*late])).results
+    expected = [
+        "steps were not compiled, which is slower: no C++ compiler",
+        "steps were not recorded, which is slower: not permitted in a recording",
+    ]
+    screen = Screen(3)
+    record = Record(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
+    sweep = record.open_sweep("fallback", "s", "a test")
+    for trial in [*trials, *late]:
+        result = results[trial.key]
+        assert (result.state, result.environment["notes"]) == ("done", expected)
+        screen.end(trial, result)
+        run_id = record.claim(sweep, trial, "packed")
+        assert run_id is not None
+        record.close_trial(run_id, result, {})
+    shown = capsys.readouterr().out
+    assert [shown.count(text) for text in expected] == [1, 1]
+    assert {row["lorasweep.notes"] for row in record.all()} == {"; ".join(expected)}
 
 
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])

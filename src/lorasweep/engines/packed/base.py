@@ -120,6 +120,9 @@ class Base:
         own = getattr(model, "dropout", None)
         self.head_dropout = own.p if isinstance(own, PackedDropout) else 0.0
         self.drops = any(_dropout(m) > 0 for m in self.body.modules())
+        if self.drops and self.family.pool_last and self.device.type == "cuda":
+            slower = "steps were not recorded, which is slower: the base has dropout of its own"
+            self.lineage["notes"].append(slower)
         self.linears = [m for m in model.modules() if isinstance(m, PackedLinear)]
         self.seated: Sequence[Bank] = ()
         self.blocks: nn.ModuleList = model.get_submodule(roles.blocks_of(kind))

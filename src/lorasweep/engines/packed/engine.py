@@ -92,7 +92,8 @@ class Pack:
         pack = {n.replace("memory/", "memory/pack_"): value for n, value in peaks}
         result.metrics = {**member.metrics(), **result.metrics, **pack}
         result.curve = member.curve
-        result.environment = {**environment.describe(), **self.base.lineage}
+        notes = [*self.base.lineage["notes"], *member.notes]
+        result.environment = {**environment.describe(), **self.base.lineage, "notes": notes}
         if result.state != "stopped":
             state.forget(member.folder)
         for slots in self.steps:
@@ -173,6 +174,8 @@ class Pack:
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(group) > 1:
+            for member in group:
+                member.note(_divided(len(group), error))
             late = group[(len(group) + 1) // 2 :]
             self.waiting += late
             self.active = [m for m in self.active if m not in late]
@@ -335,6 +338,14 @@ class PackedEngine:
             memory.reset()
             self.base = Base(trial)
         return self.base
+
+
+def _divided(count: int, error: Exception) -> str:
+    """Say why trials of a pack took turns."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{count} trials did not fit the device together; some waited for the others"
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return f"a pass of {count} trials failed, and some waited for the others: {reason}"
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class Member:
         loss: sum of the losses since the last log, on the device, shape ().
         share: seconds of the pack that this trial has used.
         pruned: the scores along the way that it was ended for.
+        notes: sentences about how it was trained, where that was not as it should have been.
     """
 
     def __init__(self, trial: Trial, folder: Path, adapter: Adapter, lengths: Ints) -> None:
@@ -56,9 +57,15 @@ class Member:
         self.pruned: Mapping[str, float] | None = None
         self.best: tuple[float, torch.Tensor] | None = None
         self.without_better = 0
+        self.notes: list[str] = []
         self._longest = lengths
         self._mark: dict[str, Any] = {}
         self.mark()
+
+    def note(self, text: str) -> None:
+        """Tell people something about the training, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     # ------------------------------------------------------------------- one micro-batch
 

@@ -42,6 +42,7 @@ def save(member: Member) -> None:
         "best": None if member.best is None else member.best[0],
         "order": member.order.state(),
         "curve": member.curve,
+        "notes": member.notes,
     }
     final = place(member.folder)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,7 @@ def restore(member: Member) -> None:
     for name in _COUNTS:
         setattr(member, name, told[name])
     member.curve = [(str(n), int(s), float(v)) for n, s, v in told["curve"]]
+    member.notes = list(told.get("notes", ()))
     member.order.restore(told["order"])
     if told["best"] is not None:
         member.best = float(told["best"]), tensors["best"]

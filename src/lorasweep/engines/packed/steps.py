@@ -147,6 +147,7 @@ class Steps:
         self.slots: list[Slot] = []
         self.banks: list[Bank] = []
         self.levels: dict[int, Level] = {}
+        self.notes: list[str] = []  # on what was given up
         # The table of the attention is as wide as any text, so that only lengths differ.
         self.width = _rounded(int(base.train.lengths.max()), 16)
         self._arrange(members)
@@ -198,6 +199,8 @@ class Steps:
         slot = self.slots[number]
         member.adapter.move(slot.bank, slot.row)
         slot.member, slot.adapter = member, member.adapter
+        for text in self.notes:
+            member.note(text)
         member.adapter.fixed = None if self.noise is None else (self.noise, number)
         if self.noise is not None:
             self.noise.seat(number, member.adapter.dropout)
@@ -325,11 +328,19 @@ class Steps:
             if short := _out_of_memory(error):
                 raise short from error
             given_up = "compiled" if self.compiled else "recorded"
-            log.warning("steps are not %s: %s", given_up, str(error).partition("\n")[0])
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            self._give_up(f"steps were not {given_up}, which is slower: {reason}")
             self.pool, self.compiled = (pool if self.compiled else None), False
         self.sums.copy_(sums)
         for slot in self.slots:
             slot.bank.clear(slot.row)
+
+    def _give_up(self, text: str) -> None:
+        log.warning(text)
+        self.notes.append(text)
+        for slot in self.slots:
+            if slot.member is not None:
+                slot.member.note(text)
 
     def _record(self, level: Level, pool: Pool) -> None:
         """Record a step, after some computed for their gradients, which are to be forgotten."""
