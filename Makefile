@@ -15,13 +15,15 @@ export RECORD TABLE OUT
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
+# Byte code is written for what is imported, when it is: compiling all of it takes as long as the
+# rest of the installation.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	@echo "installing into $(VENV): about 2.5 GB on a CPU, some minutes the first time"
+	@echo "installing into $(VENV): about 2 GB on a CPU, a few minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q \
-	  -c constraints.txt -e '.[demo,dev]'
+	  $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 setup: $(READY) ## make .venv with all that is needed

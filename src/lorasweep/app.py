@@ -144,8 +144,15 @@ def preflight(trials: Sequence[Trial]) -> list[str]:
             found += tasks.problems(trial.group("task"))
     for folder in {str(trial["output_dir"]) for trial in trials}:
         found += unwritable(Path(folder))
-    quantising = [t for t in trials if t["method.quant"] is not None]
-    for trial in _distinct(quantising, "model"):
+    return found + already_quantised(trials)
+
+
+def already_quantised(trials: Iterable[Trial]) -> list[str]:
+    """Complain about bases that a method would quantise twice, of those on this machine."""
+    from lorasweep.models import source
+
+    found: list[str] = []
+    for trial in _distinct((t for t in trials if t["method.quant"] is not None), "model"):
         kind = source.quantised(source.settings(trial))
         if kind is not None:
             found.append(
@@ -178,6 +185,7 @@ def fetch(trials: Sequence[Trial]) -> None:
             problems += error.problems
         except LorasweepError as error:
             problems.append(str(error))
+    problems = problems or already_quantised(trials)  # that could not be told before
     if problems:
         raise RequestError(problems)
 

@@ -97,6 +97,7 @@ class Model:
     source: Source = MISSING
     package: str | None = MISSING
     version: str | None = MISSING
+    wheel_sha256: str | None = MISSING
     path: str | None = MISSING
     id: str | None = MISSING
     revision: str | None = MISSING

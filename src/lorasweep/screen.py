@@ -2,13 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +29,33 @@ def console(*, stderr: bool = False) -> Console:
     width = None if terminal else PLAIN_WIDTH
     # A notebook would get a display of its own for every line.
     return Console(stderr=stderr, width=width, highlight=False, force_jupyter=False)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Show that something takes a while; what the caller says of how far it is goes beside it.
+
+    On a terminal the line changes in place and goes away; in a file there are few lines.
+    """
+    screen, began, detail = console(), time.monotonic(), ""
+    said = began
+    with screen.status(what) if screen.is_terminal else nullcontext() as line:
+
+        def tell(news: str) -> None:
+            nonlocal said, detail
+            detail = news
+            text = f"{what}: {detail}, {clock(time.monotonic() - began)}"
+            if line is not None:
+                line.update(escape(text))
+            elif time.monotonic() - said > PLAIN_EVERY_S:
+                said = time.monotonic()
+                screen.print(text, markup=False)
+
+        if line is None:
+            screen.print(f"{what} …", markup=False)
+        yield tell
+    spent = f"{time.monotonic() - began:.1f} s"
+    screen.print(f"{what}: {', '.join(filter(None, (detail, spent)))}", markup=False)
 
 
 @dataclass

@@ -32,6 +32,7 @@ _NOT_IN_KEY = (
     "task.quotes",  # what is read so is in the hash of the files
     "train.eval_batch_size",
     # Names and suggestions: what they stand for is in the key.
+    "model.wheel_sha256",
     "method.name",
     "target.name",
     "model.learning_rate",

