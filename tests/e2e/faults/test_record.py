@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -130,14 +131,21 @@ def test_two_controllers_on_a_server_over_postgresql(
             server.stop()
 
 
+@pytest.mark.parametrize("store", ["file", "server"])
 def test_a_result_that_the_record_refuses_is_put_aside_and_the_others_go_on(
-    box: Sandbox, like_calm: Calm
+    sandboxes: Sandboxes, tmp_path: Path, like_calm: Calm, store: str, request: Any
 ) -> None:
-    one = box.start(*EIGHT, FAULTY_STEP_S=0.3)
+    uri = request.getfixturevalue("server").uri if store == "server" else None
+    box = sandboxes(tmp_path / "box", uri)
+    command = (*EIGHT, f"tracking.uri={box.uri}")
+    one = box.start(*command, FAULTY_STEP_S=0.5)
     wait_for(lambda: (box.home / "starts").exists() and box.starts().total() >= 2, "two runs")
     runs = {row["lora.r"]: row["run_id"] for row in record.read(box.uri)}
-    mlflow.MlflowClient(box.uri).delete_run(runs["1"])
-    blocked = box.output / "artifacts" / "sweep" / runs["2"]
+    client = mlflow.MlflowClient(box.uri, box.uri)
+    study = client.get_run(runs["2"]).info.experiment_id
+    client.delete_run(runs["1"])
+    here, there = box.output / "artifacts" / "sweep", tmp_path / "server" / "artifacts" / study
+    blocked = (there if store == "server" else here) / runs["2"]
     blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.write_text("no folder")
     assert one.ends() == 3, one.said
@@ -149,10 +157,11 @@ def test_a_result_that_the_record_refuses_is_put_aside_and_the_others_go_on(
     assert len(list(box.output.glob("sweep/*/refused/*/result.json"))) == 2
 
     blocked.unlink()
-    said = box.call(*EIGHT)
+    said = box.call(*command)
     assert "a result that is not in the record stays in" in said
     like_calm(box, 8)
     assert box.starts() == {**{str(r): 1 for r in range(2, 9)}, "1": 2}
+    box.end()
 
 
 def test_a_study_that_is_deleted_meanwhile_ends_the_sweep_with_a_sentence(box: Sandbox) -> None:
