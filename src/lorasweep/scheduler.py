@@ -27,7 +27,7 @@ from lorasweep.trial import Failure, Result, State, Trial
 from lorasweep.use import Use
 
 POLL_S = 0.5
-_BARREN = 4
+_MOST_CRASHES = 6  # one after another without a trial that ended well: then the sweep stops
 ELSEWHERE_S = 2.0  # how often the record is asked for trials that another process runs
 # Trials looked ahead for one that suits a pack.
 _AHEAD = 1024
@@ -41,8 +41,10 @@ class Attempt:
     run: str  # its run in the record
     change: dict[str, Any] = field(default_factory=dict)  # to its settings, after a failure
     failures: Counter[Failure] = field(default_factory=Counter)
-    alone: bool = False  # not in a pack, and in a fresh process
+    company: int | None = None  # most trials of a pack that it is tried again in; None: any pack
     began: float = 0.0
+    moved: float = 0.0  # when it was last heard of
+    used: float = 0.0  # seconds of its process: trials of a pack divide theirs
     worker: int | None = None
     pack: str = ""  # key of the trial that its pack began with
 
@@ -66,6 +68,24 @@ class Attempt:
         if self.change:
             tags["lorasweep.changed"] = retries.typed(self.change)
         return tags
+
+    def suspected(self, size: int, *, whole: bool) -> None:
+        """Note that one of ``size`` trials ended the process of all; nobody knows which.
+
+        They are tried again together, and if that ends so again in halves, down to one alone.
+
+        Args:
+            size: how many they are.
+            whole: the first time may have come from outside.
+        """
+        self.company = size if whole and self.company is None else -(-size // 2)
+
+    def may_join(self, pack: Sequence["Attempt"]) -> bool:
+        """Whether it is let into a pack: who may end a process is kept from those who don't."""
+        limits = [a.company for a in (self, *pack) if a.company is not None]
+        if not pack or not limits:
+            return True
+        return len(limits) == 1 + len(pack) <= min(limits)
 
 
 @dataclass(frozen=True)
@@ -146,11 +166,12 @@ class Scheduler:
         self.interrupted = False  # by the user
         self.killed = False
         self.started = time.monotonic()
-        self.fouled: set[int] = set()  # workers whose process ran out of memory
-        self.barren = 0  # workers that died one after another without having had a trial
+        self.fouled: set[int] = set()  # workers whose process crashed or ran out of memory
+        self.crashes = 0  # since a trial ended well
+        self.gave_up = False  # as there were too many
         self.use = Use()
         self._ratio: list[float] = []  # measured over predicted seconds
-        self._renewed = self._looked = time.monotonic()
+        self._renewed = self._looked = self._checked = time.monotonic()
 
     # ------------------------------------------------------------------ the loop
 
@@ -231,6 +252,19 @@ class Scheduler:
             self.screen.say(f"error: {reason}", style="red")
         self.stop()
 
+    def _crashed(self, reason: str) -> None:
+        """Count a process that failed; what fails every time is no fault of the trials."""
+        self.crashes += 1
+        if self.crashes < _MOST_CRASHES or self.gave_up:
+            return
+        self.gave_up = True
+        self.screen.say(
+            f"stopping: {self.crashes} crashes one after another and no trial done between them, "
+            f"the last: {reason}; see error.txt and trial.log in the folders of {self.output}",
+            style="red",
+        )
+        self.stop()
+
     def _abandon(self) -> None:
         """Close what was still under way when everything was ended at once."""
         self._settle()
@@ -260,38 +294,46 @@ class Scheduler:
 
     def _pack(self, worker: int) -> list[Job]:
         """Take the next trial, and with it others that may share its base."""
-        first = self._take(lambda _: True, worker, pack=False)
+        first = self._take(lambda _: True, worker, [])
         if first is None:
             return []
         jobs = [self._job(first)]
         # not more than its share: the other workers want some of what is left
-        left = self.sampler.total - len(self.keys) + len(self.ready)
-        share = 1 if first.alone else 1 + left // self.executor.workers
-        while len(jobs) < share:
-            attempt = self._join([job.trial for job in jobs], worker)
-            if attempt is None:
-                break
+        left = self.sampler.total - len(self.keys) + len(self.ready) + len(self.retry)
+        share = first.company or 1 + left // self.executor.workers
+        while len(jobs) < share and (attempt := self._join(worker)) is not None:
             jobs.append(self._job(attempt))
         return jobs
 
-    def _join(self, pack: Sequence[Trial], worker: int) -> Attempt | None:
+    def _on(self, worker: int) -> list[Attempt]:
+        return [a for a in self.attempts.values() if a.worker == worker]
+
+    def _join(self, worker: int) -> Attempt | None:
         """Claim another trial for a pack: rather one that reads the same texts at the same time."""
+        beside = self._on(worker)
+        if not beside:
+            return None
+        pack = [a.job for a in beside]
 
         def alike(trial: Trial) -> bool:
             return trial["seed"] == pack[-1]["seed"] and self.room(pack, trial)
 
-        attempt = self._take(alike, worker, pack=True)
-        return attempt or self._take(partial(self.room, pack), worker, pack=True)
+        attempt = self._take(alike, worker, beside)
+        return attempt or self._take(partial(self.room, pack), worker, beside)
 
-    def _take(self, suits: Callable[[Trial], bool], worker: int, *, pack: bool) -> Attempt | None:
+    def _take(
+        self, suits: Callable[[Trial], bool], worker: int, beside: Sequence[Attempt]
+    ) -> Attempt | None:
         """Claim the next trial that suits; those before it that do not wait for another pack."""
         limit = self.policy["max_in_flight"]
         if self.stopped or (limit is not None and len(self.attempts) >= limit):
             return None
         for attempt in list(self.retry):
-            if suits(attempt.job) and not (pack and attempt.alone):
+            if suits(attempt.job) and attempt.may_join(beside):
                 self.retry.remove(attempt)
                 return self._begin(attempt, worker)
+        if any(a.company is not None for a in beside):
+            return None
         while (suggestion := self._next(suits)) is not None:
             if not self._in_time(suggestion.trial):
                 self.ready.appendleft(suggestion)
@@ -377,9 +419,9 @@ class Scheduler:
         return run
 
     def _begin(self, attempt: Attempt, worker: int) -> Attempt:
-        attempt.began, attempt.worker = time.monotonic(), worker
-        beside = (a.pack for a in self.attempts.values() if a.worker == worker)
-        attempt.pack = next(beside, attempt.trial.key)
+        attempt.began = attempt.moved = time.monotonic()
+        attempt.worker, attempt.used = worker, 0.0
+        attempt.pack = next((a.pack for a in self._on(worker)), attempt.trial.key)
         self.attempts[attempt.trial.key] = attempt
         self.use.begin(worker, attempt.trial.key)
         self.screen.begin(attempt.trial, worker)
@@ -401,26 +443,34 @@ class Scheduler:
     def on_step(self, key: str, step: int, total: int, loss: float | None) -> None:
         """Show it (``Handler``)."""
         self._keep_alive()  # an inline executor comes back to the loop only when a trial ends
+        self.attempts[key].moved = time.monotonic()
         self.screen.step(key, step, total, loss)
 
     def on_report(self, key: str, step: int, total: int, scores: Mapping[str, float]) -> bool:
         """Ask the pruner (``Handler``)."""
+        self.attempts[key].moved = time.monotonic()
         self.screen.score(key, scores)
         return self.pruner is not None and self.pruner.report(key, step, total, scores)
 
     def on_next(self, worker: int) -> Job | None:
         """Give a running pack another trial of its kind, if the next one is (``Handler``)."""
-        pack = [a.job for a in self.attempts.values() if a.worker == worker]
-        if not pack or self.outbox.away:
+        if worker in self.fouled or self.outbox.away:
             return None
-        attempt = self._join(pack, worker)
+        attempt = self._join(worker)
         return None if attempt is None else self._job(attempt)
 
     def on_end(self, key: str, result: Result) -> None:
         """Record a result, or have the trial run again (``Handler``)."""
-        attempt, self.barren = self._done_with(key), 0
+        attempt = self._done_with(key)
         if result.state == "oom":
             result.failure = "oom"
+        if result.state in ("done", "pruned", "diverged"):
+            self.crashes = 0
+        if result.failure in ("crash", "oom") and attempt.worker is not None:
+            if result.failure == "crash" and attempt.worker not in self.fouled:
+                self._crashed(str(result.error))
+            # An exception may leave a process unusable: every call of CUDA fails from then on.
+            self.fouled.add(attempt.worker)
         if result.failure == "disk":
             self.fail(f"no space left for {self._folder(attempt)}: {result.error}")
             result = Result("stopped", folder=result.folder)
@@ -438,15 +488,47 @@ class Scheduler:
 
     def on_lost(self, worker: int, keys: Sequence[str], reason: str) -> None:
         """Have the trials of a worker that died run again (``Handler``)."""
-        self.barren = 0 if keys else self.barren + 1
-        if self.barren >= _BARREN:
-            self.fail(f"workers die before they have begun: {reason}")
+        self.fouled.discard(worker)
+        self._crashed(reason)
+        if len(keys) > 1:
+            self._suspect(keys, reason, whole=True)
+            return
         for key in keys:
-            attempt = self._done_with(key)
-            folder = self._folder(attempt) / "artifacts"
-            lost = Result("failed", error=reason, failure="lost", folder=folder)
-            if not self._retry(attempt, lost):
-                self._close(attempt, lost)
+            self._failed(self._done_with(key), reason, "lost")
+
+    def _suspect(self, keys: Sequence[str], reason: str, *, whole: bool) -> None:
+        """Have the trials of a pack whose process ended run again as a pack.
+
+        What a trial shared with others is not counted against it: it would take the others with
+        it until none has a chance left. Each time the packs are halved, so that it is soon alone.
+        """
+        together = [self._done_with(key) for key in list(self.attempts) if key in keys]
+        for attempt in together:
+            attempt.suspected(len(keys), whole=whole)
+            self._save_error(attempt, reason)
+            if self.stopped:
+                folder = self._folder(attempt) / "artifacts"
+                self._close(attempt, Result("stopped", error=reason, folder=folder))
+        if not self.stopped:
+            self.retry.extend(together)
+            most = min(a.company or 1 for a in together)
+            self.screen.again_together([a.trial for a in together], reason, most)
+
+    def _failed(self, attempt: Attempt, reason: str, failure: Failure) -> None:
+        """Have a trial whose process was ended run again, or record that it failed."""
+        self._save_error(attempt, reason)
+        folder = self._folder(attempt) / "artifacts"
+        result = Result("failed", error=reason, failure=failure, folder=folder)
+        if not self._retry(attempt, result):
+            self._close(attempt, result)
+
+    def _save_error(self, attempt: Attempt, reason: str) -> None:
+        """Write what a trial cannot say itself to where a traceback of its own would be."""
+        log = self.output / attempt.pack / "trial.log"
+        seconds = time.monotonic() - attempt.moved
+        text = f"{reason}\nlast heard of {seconds:.0f} s before; what was printed is in {log}\n"
+        with suppress(OSError):
+            (self._folder(attempt) / "error.txt").write_text(text)
 
     def _done_with(self, key: str) -> Attempt:
         self.use.end(key)
@@ -465,9 +547,7 @@ class Scheduler:
             self._close(attempt, Result("stopped", error=result.error, folder=result.folder))
             return True
         if failure == "oom":
-            attempt.change, attempt.alone = change, True
-            if attempt.worker is not None:
-                self.fouled.add(attempt.worker)
+            attempt.change, attempt.company = change, 1
         self.screen.again(attempt.trial, result, retries.typed(change))
         self.retry.append(attempt)
         return True
@@ -513,28 +593,34 @@ class Scheduler:
         return False
 
     def _check_times(self) -> None:
-        """End workers whose trial has taken too long; the others on them are run again."""
-        limit = self.policy["timeout"]
-        for key, attempt in list(self.attempts.items()):
-            if limit is None or key not in self.attempts:
-                continue
-            if time.monotonic() - attempt.began > limit * 60:
-                self._end_late(key, attempt, limit)
+        """End workers with a trial that has taken too long; the others on them are run again.
 
-    def _end_late(self, key: str, attempt: Attempt, limit: float) -> None:
-        assert attempt.worker is not None
-        for other in self.executor.kill(attempt.worker):
-            if other != key:
-                self.retry.append(self._done_with(other))
-        late = Result(
-            "failed",
-            error=f"not done after executor.timeout={limit:g} minutes",
-            failure="timeout",
-            folder=self._folder(attempt) / "artifacts",
-        )
-        self._done_with(key)
-        if not self._retry(attempt, late):
-            self._close(attempt, late)
+        Trials of a pack divide the time of their process: a pack of n may take n times as long.
+        """
+        limit, now = self.policy["timeout"], time.monotonic()
+        passed, self._checked = now - self._checked, now
+        for worker in {a.worker for a in self.attempts.values() if a.worker is not None}:
+            beside = self._on(worker)
+            for attempt in beside:
+                attempt.used += min(passed, now - attempt.began) / len(beside)
+            if limit is not None and any(a.used > limit * 60 for a in beside):
+                self._end_late(worker, beside, limit)
+
+    def _end_late(self, worker: int, beside: Sequence[Attempt], limit: float) -> None:
+        """End a worker. Where none of its trials has moved for as long, any may be the cause."""
+        reason = f"not done after executor.timeout={limit:g} minutes"
+        stuck = min(time.monotonic() - a.moved for a in beside) > limit * 60
+        self.executor.kill(worker)
+        self.fouled.discard(worker)
+        if stuck and len(beside) > 1:
+            self._suspect([a.trial.key for a in beside], reason, whole=False)
+            return
+        for attempt in beside:
+            self._done_with(attempt.trial.key)
+            if attempt.used > limit * 60:
+                self._failed(attempt, reason, "timeout")
+            else:
+                self.retry.append(attempt)
 
     def _look_elsewhere(self) -> None:
         """See whether trials that another process claimed have ended, or were left by it."""

@@ -151,6 +151,13 @@ class Screen:
         how = f" with {change}" if change else ""
         self.say(f"again{how}: {trial.label}: {result.error}", style="yellow")
 
+    def again_together(self, trials: Sequence[Trial], reason: str, most: int) -> None:
+        """Say that the process of a pack has ended, whose trials will be tried again."""
+        for trial in trials:
+            self.rows.pop(trial.key, None)
+        how = "together" if most == len(trials) else f"{most} at a time" if most > 1 else "alone"
+        self.say(f"again: {len(trials)} trials of a pack, {how}: {reason}", style="yellow")
+
     def elsewhere(self, trial: Trial, row: Mapping[str, Any]) -> None:
         """Another process has run a trial of this sweep."""
         self.ended += 1

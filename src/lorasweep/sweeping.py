@@ -289,7 +289,7 @@ class _Ending:
         if lost:
             say(f"{lost} of the results are not in the record; the same command goes on from here")
             return errors.BAD_RECORD
-        if failed:
+        if failed or scheduler.gave_up:
             return errors.SOME_FAILED
         return errors.STOPPED if scheduler.stopped else errors.DONE
 

@@ -3,6 +3,7 @@
 What goes wrong, and how often, comes through the environment, which workers inherit:
 
 - ``FAULTY``: a folder; every start of a trial is noted in it, a line each in ``starts``.
+  Of packs their ranks are noted in ``packs``.
 - ``FAULTY_STEPS``, ``FAULTY_STEP_S``: length of a ``NoTorch`` trial, and of its steps.
 - ``FAULTY_<KIND>=r:n,…``: trials of rank ``r`` fail so in their first ``n`` attempts.
 """
@@ -50,6 +51,8 @@ class NoTorch:
     Their results depend on every step taken: a step lost or done twice would change them.
     """
 
+    broken = False  # as a process is after a device-side assertion: everything fails from now on
+
     def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
         for trial in trials:
             note(trial, "starts")
@@ -69,7 +72,9 @@ class NoTorch:
         folder.mkdir(parents=True, exist_ok=True)
         if due("KILL", trial):
             os.kill(os.getpid(), signal.SIGKILL)
-        if due("CRASH", trial):
+        if due("STICK", trial):
+            self.broken = True
+        if due("CRASH", trial) or self.broken:
             raise ValueError("injected")
         steps, pause = int(os.environ["FAULTY_STEPS"]), float(os.environ["FAULTY_STEP_S"])
         if due("SLOW", trial):
@@ -91,6 +96,37 @@ class NoTorch:
         (folder / "predictions.txt").write_text(at["sum"] * 1000)
         metrics = {"eval/accuracy": score, "eval/loss": 1 - score, "train/loss": score / 2}
         return Result("done", metrics, [("train/loss", steps, score / 2)], folder=folder)
+
+
+class Packed:
+    """Made-up trials side by side; one of them can end the process, hang, or break the engine."""
+
+    def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
+        with (HOME / "packs").open("a") as log:
+            log.write(" ".join(str(trial["lora.r"]) for trial in trials) + "\n")
+        for trial in trials:
+            note(trial, "starts")
+        steps, pause = int(os.environ["FAULTY_STEPS"]), float(os.environ["FAULTY_STEP_S"])
+        for step in range(1, steps + 1):
+            time.sleep(pause * len(trials))  # as long as if they came one after another
+            for trial in trials:
+                watch.step(trial, step, steps, None)
+            if step == FAIL_AT:
+                self._fail(trials)
+        for trial in trials:
+            folder(trial).mkdir(parents=True, exist_ok=True)
+            scores = {"eval/accuracy": 1 / trial["lora.r"], "eval/loss": 0.5}
+            watch.end(trial, Result("done", scores, folder=folder(trial)))
+
+    @staticmethod
+    def _fail(trials: Sequence[Trial]) -> None:
+        due_now = {kind for kind in ("KILL", "HANG", "STICK") for t in trials if due(kind, t)}
+        if "KILL" in due_now:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "HANG" in due_now:
+            time.sleep(600)
+        if "STICK" in due_now:
+            raise RuntimeError("CUDA error: device-side assert triggered (injected)")
 
 
 class Trainer:

@@ -55,7 +55,9 @@ class Inline:
             raise KeyboardInterrupt
 
     def kill(self, worker: int) -> list[str]:
-        """Not possible here: what runs is the caller."""
+        """Forget the engine and its base: the process itself is the caller's."""
+        if self.link is not None:
+            self.link.engine = None
         return []
 
     def close(self) -> None:

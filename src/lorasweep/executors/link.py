@@ -27,11 +27,20 @@ class Link:
             with engines.threads(first):
                 self._engine(first).run([job.trial for job in pack], self._artifacts, self)
         except Exception as error:
-            for job in list(self.jobs.values()):
-                self.end(job.trial, engines.failure(error, job.artifacts))
+            self._broken([(j, engines.failure(error, j.artifacts)) for j in self.jobs.values()])
         for job in list(self.jobs.values()):
             lost = Result("failed", error="the engine returned without a result", failure="crash")
             self.end(job.trial, lost)
+
+    def _broken(self, failed: Sequence[tuple[Job, Result]]) -> None:
+        """Tell of an engine that raised: of several trials, nobody knows which made it."""
+        if len(failed) > 1 and failed[0][1].failure == "crash":
+            self.jobs.clear()
+            keys = [job.key for job, _ in failed]
+            self.handler.on_lost(self.worker, keys, str(failed[0][1].error))
+            return
+        for job, result in failed:
+            self.end(job.trial, result)
 
     def _engine(self, trial: Trial) -> Engine:
         """Return the engine, the one of the last pack where it is the same."""

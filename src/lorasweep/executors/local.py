@@ -30,6 +30,7 @@ class _Worker:
     pipe: Connection
     keys: set[str] = field(default_factory=set)  # of the trials on it
     ready: bool = False  # its engine is loaded and has nothing to do
+    error: str | None = None  # why it ends, if it said so
 
 
 class Local:
@@ -123,6 +124,8 @@ class Local:
             case ("end", str(key), result):
                 found.keys.discard(key)
                 self.handler.on_end(key, result)  # type: ignore[arg-type]
+            case ("lost", str(reason)):
+                found.error = reason
             case ("next",):
                 job = self.handler.on_next(number)
                 if job is not None:
@@ -130,8 +133,9 @@ class Local:
                 self._send(number, ("answer", job))
 
     def _lost(self, number: int) -> None:
+        said = self._workers[number].error
         keys, code = self._forget(number)
-        reason = f"the worker process ended by itself (exit code {code})"
+        reason = said or f"the worker process ended by itself (exit code {code})"
         self.handler.on_lost(number, keys, reason)
 
     def _forget(self, number: int) -> tuple[list[str], int | None]:

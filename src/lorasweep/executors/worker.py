@@ -58,7 +58,11 @@ class Voice:
         return job
 
     def on_lost(self, worker: int, keys: Sequence[str], reason: str) -> None:
-        """Never called: who is lost does not say so."""
+        """Say why a pack is lost, and end: what broke the engine may have broken the process."""
+        self.pipe.send(("lost", reason))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def main(pipe: Connection, target: str, log: Path) -> None:
