@@ -47,9 +47,11 @@ def tell(
         by = ", ".join(o.name for o in request.objectives)
         screen.print(results(rows, by, front))
     states = [row["lorasweep.state"] for row in rows]
-    failed = sum(state in ("failed", "oom", "diverged") for state in states)
+    failed, diverged = states.count("failed") + states.count("oom"), states.count("diverged")
     seconds = time.time() - request.began
-    text = f"{states.count('done')} of {total} trials done, {failed} failed, in {seconds:.0f} s"
+    parts = [f"{states.count('done')} of {total} trials done"]
+    parts += [f"{diverged} diverged"] if diverged else []  # a result, and no failure
+    text = ", ".join([*parts, f"{failed} failed", f"in {seconds:.0f} s"])
     screen.print(text, markup=False)
     return failed
 

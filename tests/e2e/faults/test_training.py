@@ -38,7 +38,8 @@ def test_kills_memory_and_nan_in_training(box: Sandbox, calm: Callable[..., Tabl
     assert rows["2"]["train.checkpointing"] == "False"  # what was asked for, as the key says
 
     # What did not fit fits in smaller device steps; what diverged is a result, and stays.
-    box.call(*broken, "executor.oom=[accumulate]", code=1, FAULTY_STEP_S=0, FAULTY_OOM="3:3")
+    said = box.call(*broken, "executor.oom=[accumulate]", FAULTY_STEP_S=0, FAULTY_OOM="3:3")
+    assert "3 of 4 trials done, 1 diverged, 0 failed" in said
     assert box.starts() == {"1": 2, "2": 2, "3": 4, "4": 1}
     third = {r["lorasweep.state"]: r for r in record.read(box.uri) if r["lora.r"] == "3"}
     assert third["done"]["lorasweep.changed"] == "train.batch_size=4 train.accumulation=2"
