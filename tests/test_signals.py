@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -40,3 +42,30 @@ def test_an_interrupt_that_a_library_swallows_stops_the_sweep_at_its_first_step(
         assert heard == [1]
         interrupt()
     assert heard == [1, 2]
+
+
+STUCK = """
+import sys, time
+from lorasweep import signals
+signals._GRACE_S = 1.0
+signals.attend()
+with signals.Signals() as caught, caught.told(lambda count: None):
+    print("ready", flush=True)
+    while True:  # as in a call that does not return: nothing that handlers say ends it
+        time.sleep(1)
+"""
+
+
+def test_the_second_signal_ends_what_never_comes_back() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None  # the first one only asks
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        process.stdout.close()
