@@ -1,5 +1,6 @@
 """The command line around Hydra: errors as sentences, all at once, with an exit code that tells."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
         arguments: what was typed, without the program's name.
     """
     signals.attend()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one that is told to be ASCII has no α
+            stream.reconfigure(errors="replace")
     config.register()
     startup.hasten()
     arguments = sys.argv[1:] = words.readable(arguments)
@@ -59,6 +63,11 @@ def guarded(act: Callable[[], int]) -> int:
         return explain(error)
     except (HydraException, OmegaConfBaseException) as error:
         return explain(errors.RequestError([describe(error)]))
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        reason = "there is no home folder: set HOME, or LORASWEEP_CACHE to a folder for the cache"
+        return explain(errors.RequestError([reason]))
     except OSError as error:
         return explain(errors.RecordError(f"{error.filename or 'disk'}: {error.strerror or error}"))
 

@@ -228,7 +228,7 @@ def _hub_problems(model: Model) -> list[str]:
         info = HfApi().model_info(name, revision=model["revision"], timeout=8)
     except HfHubHTTPError as error:
         return [f"{where}: {hub_sentence(error, str(name), 'model')}"]
-    except (LocalEntryNotFoundError, OSError, ValueError, http_error()) as error:
+    except (LocalEntryNotFoundError, OSError, ValueError, ImportError, http_error()) as error:
         return [f"{where}: {unreachable(str(name), error)}"]
     if info.gated and not _may_read(str(name)):
         return [
@@ -295,6 +295,8 @@ def hub_sentence(error: Exception, name: str, kind: str) -> str:
 
 def unreachable(name: str, error: Exception) -> str:
     """Sentence for a hub that does not answer."""
+    if isinstance(error, ImportError):
+        return f"'{name}' is not in the cache and the hub cannot be reached: {error}"
     return (
         f"'{name}' is not in the cache and the hub cannot be reached ({type(error).__name__}); "
         "connect once, or point HF_HOME at a cache that holds it"
@@ -323,8 +325,10 @@ def _cached_snapshot(model: Model) -> Path | None:
 
 def cache_home() -> Path:
     """Folder for what can be made again: ``LORASWEEP_CACHE``, or the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LORASWEEP_CACHE") or Path(home) / "lorasweep")
+    own, caches = os.environ.get("LORASWEEP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    return Path(caches or Path.home() / ".cache") / "lorasweep"
 
 
 def sha256(file: Path) -> str:
@@ -406,7 +410,7 @@ def commit_of(name: str, revision: str | None) -> str | None:
 
     try:
         return HfApi().model_info(name, revision=revision, timeout=8).sha
-    except (LocalEntryNotFoundError, OSError, ValueError, http_error()):
+    except (LocalEntryNotFoundError, OSError, ValueError, ImportError, http_error()):
         kept = _cached_snapshot({"id": name, "revision": revision})
         return None if kept is None else kept.name
 
@@ -468,7 +472,7 @@ def _download(model: Model) -> Path:
         )
     except HfHubHTTPError as error:
         raise LorasweepError(hub_sentence(error, str(model["id"]), "model")) from error
-    except (OSError, ValueError, http_error()) as error:
+    except (OSError, ValueError, ImportError, http_error()) as error:
         raise LorasweepError(unreachable(str(model["id"]), error)) from error
 
 

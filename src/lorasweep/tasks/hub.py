@@ -135,7 +135,7 @@ def _ask_hub(task: Task) -> list[_Config]:
     where = f"task.id={task['id']}"
     try:
         info = hub.HfApi().dataset_info(task["id"], revision=task["revision"], timeout=_PATIENCE_S)
-    except (OSError, http_error()) as error:
+    except (OSError, ImportError, http_error()) as error:
         raise _explain(task, error) from error
     if info.gated and not hub.get_token():
         raise RequestError([f"{where}: is gated; {_ACCESS}"])
