@@ -541,3 +541,25 @@ def test_the_gpu_that_is_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert devices.find(None).kind == "cpu"
     assert math.isfinite(devices.find("cpu").memory)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["GPU-aa", "GPU-bb", "GPU-cc"]),
+        ("2,0", ["GPU-cc", "GPU-aa"]),
+        ("GPU-b", ["GPU-bb"]),
+        ("0,-1,1", ["GPU-aa"]),  # as CUDA reads it
+        ("1,7,0", ["GPU-bb"]),
+        ("MIG-11", ["MIG-11"]),
+        ("", []),
+    ],
+)
+def test_gpus_are_known_by_uuid_in_pci_order(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]
+) -> None:
+    monkeypatch.setattr(devices, "nvidia_smi", lambda *_: [["GPU-aa"], ["GPU-bb"], ["GPU-cc"]])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.visible_gpus() == expected

@@ -15,6 +15,7 @@ from lorasweep.addresses import ARTIFACTS
 from lorasweep.app import Outcome, Request
 from lorasweep.costs import devices
 from lorasweep.errors import RecordError
+from lorasweep.executors import environ
 from lorasweep.executors.base import Executor
 from lorasweep.executors.gpus import kept
 from lorasweep.executors.inline import Inline
@@ -95,8 +96,11 @@ def _go(
     if sampler.remembers:
         for line in other_searches(record.searches(study), sampler):
             screen.say(line)
-    gpus = [] if inline else devices.visible_gpus()
-    with _alone_on(gpus, settings):
+    gpus = devices.visible_gpus()[: 1 if inline else settings["executor.workers"]]
+    gpus = gpus[: sampler.total]
+    place = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
+    here = environ.for_trials(place, apart=False) if inline else contextlib.nullcontext()
+    with _alone_on(gpus, settings), here:
         logs = output / "workers"
         start = _EXECUTORS[str(settings["executor.name"])]
         executor = Inline() if inline else start(gpus, settings, found, sampler.total, logs)

@@ -3,7 +3,7 @@
 What goes wrong, and how often, comes through the environment, which workers inherit:
 
 - ``FAULTY``: a folder; every start of a trial is noted in it, a line each in ``starts``.
-  Of packs their ranks are noted in ``packs``.
+  Of packs their ranks are noted in ``packs``, and in ``devices`` the GPU that was given.
 - ``FAULTY_STEPS``, ``FAULTY_STEP_S``: length of a ``NoTorch`` trial, and of its steps.
 - ``FAULTY_<KIND>=r:n,…``: trials of rank ``r`` fail so in their first ``n`` attempts.
 """
@@ -54,6 +54,8 @@ class NoTorch:
     broken = False  # as a process is after a device-side assertion: everything fails from now on
 
     def run(self, trials: Sequence[Trial], folder: Callable[[Trial], Path], watch: Watch) -> None:
+        with (HOME / "devices").open("a") as log:
+            log.write(os.environ.get("CUDA_VISIBLE_DEVICES", "-") + "\n")
         for trial in trials:
             note(trial, "starts")
             busy = HOME / "busy" / str(os.getpid())

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,25 +133,61 @@ def test_a_broken_record_is_exit_code_3(sweep: Sweep, data: list[str], tmp_path:
     assert str(tmp_path) in done.stderr
 
 
-def test_a_gpu_that_another_sweep_uses(sweep: Sweep, data: list[str], tmp_path: Path) -> None:
+DRIVER = """#!{python}
+import sys
+from pathlib import Path
+rows = [line.split(", ") for line in Path("{folder}/driver.txt").read_text().splitlines()]
+names = ["index", "uuid", "name", "memory.total", "memory.used"]
+words = sys.argv[1:]
+asked = words[words.index("-i") + 1] if "-i" in words else None
+(query,) = (w.split("=")[1] for w in words if w.startswith("--query-gpu="))
+for row in rows:
+    if asked in (None, *row[:2]):
+        print(", ".join(row[names.index(name)] for name in query.split(",")))
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Callable[..., None]:
+    """A driver that tells of GPUs, whatever this machine has, and how much others use of each."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        f'#!/bin/sh\ncase "$*" in *uuid*) echo "GPU-1234, $(cat {tmp_path}/used)";; '
-        "*index*) echo 0;; "
-        "*) echo 'NVIDIA H100 80GB HBM3, 81559';; esac\n"
-    )
+    tool.write_text(DRIVER.format(python=sys.executable, folder=tmp_path))
     tool.chmod(0o755)
-    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "LORASWEEP_CACHE": str(tmp_path)}
-    asked = ["-m", "model=tiny_bert", *data, "lora.r=4,8", "train.max_steps=9"]
-    asked += ["train.learning_rate=5e-3", f"output_dir={tmp_path}/out"]
     (tmp_path / "gpus").mkdir()
-    used = tmp_path / "used"
-    used.write_text("5")
-    with FileLock(tmp_path / "gpus" / "GPU-1234.lock"):
+
+    def uses(*mib: str) -> None:
+        rows = [
+            f"{number}, GPU-{number}234, NVIDIA H100 80GB HBM3, 81559, {used}\n"
+            for number, used in enumerate(mib)
+        ]
+        (tmp_path / "driver.txt").write_text("".join(rows))
+
+    return uses
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["in this process", "in workers"])
+def test_gpus_that_others_use(
+    sweep: Sweep, data: list[str], tmp_path: Path, driver: Callable[..., None], multirun: list[str]
+) -> None:
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "LORASWEEP_CACHE": str(tmp_path)}
+    env |= {"FAULTY": str(tmp_path), "FAULTY_STEPS": "1", "FAULTY_STEP_S": "0"}
+    ranks = "lora.r=4,8" if multirun else "lora.r=4"
+    asked = [*multirun, "model=tiny_bert", *data, ranks, "engine.target=tests.e2e.faulty.NoTorch"]
+    asked += [f"output_dir={tmp_path}/out", "engine=trainer"]
+    driver("5", "[N/A]")
+    with FileLock(tmp_path / "gpus" / "GPU-0234.lock"):
         said = refused(sweep, *asked, **env)
         assert "GPU 0: another sweep uses it" in said
+        assert "GPU 1" not in said
         assert "executor.shared_gpu=true" in said
-    used.write_text("20480")
+    driver("20480", "5")
     assert "GPU 0: others use 20.0 GiB of it" in refused(sweep, *asked, **env)
-    used.write_text("[N/A]")
-    assert "2 of 2 trials done" in sweep(*asked, **env).stdout
+    driver("[N/A]", "5")
+    with FileLock(tmp_path / "gpus" / ("GPU-0234.lock" if multirun else "GPU-1234.lock")):
+        # One that the sweep does not take may be used by others.
+        wanted = ["executor.workers=1"] if multirun else []
+        visible = {"CUDA_VISIBLE_DEVICES": "1,0"} if multirun else {}
+        done = sweep(*asked, *wanted, **env, **visible)
+    assert done.returncode == 0, done.stdout + done.stderr
+    devices = set((tmp_path / "devices").read_text().split())
+    assert devices == {"GPU-1234" if multirun else "GPU-0234"}

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 GIB = 2**30
@@ -100,11 +101,32 @@ def present() -> Device:
 
 
 def visible_gpus() -> list[str]:
-    """GPUs that programs may use here, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """GPUs that programs may use here by UUID, in PCI order or as ``CUDA_VISIBLE_DEVICES`` says.
+
+    Its numbers are those that ``nvidia-smi`` shows. UUIDs mean the same to every program, while
+    CUDA itself counts the fastest GPU first. What the driver does not tell (the parts of a
+    partitioned GPU) keeps its name.
+    """
+    uuids = [line[0] for line in nvidia_smi("uuid")]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
-    return [line[0] for line in nvidia_smi("index")]
+    if visible is None:
+        return uuids
+    found: list[str] = []
+    for name in map(str.strip, visible.split(",")):
+        gpu = _uuid(name, uuids)
+        if gpu is None:  # CUDA, too, sees nothing that comes after it
+            break
+        found.append(gpu)
+    return list(dict.fromkeys(found))
+
+
+def _uuid(name: str, uuids: Sequence[str]) -> str | None:
+    """UUID of the GPU with this number or beginning of its UUID; None where there is none."""
+    if name.isdigit():
+        return name if not uuids else uuids[int(name)] if int(name) < len(uuids) else None
+    if not name.startswith(("GPU-", "MIG-")):
+        return None
+    return next((uuid for uuid in uuids if uuid.startswith(name)), name)
 
 
 def nvidia_smi(query: str, gpu: str | None = None) -> list[list[str]]:

@@ -20,7 +20,7 @@ def kept(gpus: Sequence[str], folder: Path) -> Iterator[None]:
     neither would see the other there: a lock tells.
 
     Args:
-        gpus: as ``CUDA_VISIBLE_DEVICES`` names them.
+        gpus: their UUIDs.
         folder: where this user's sweeps have their locks.
 
     Raises:
@@ -30,15 +30,15 @@ def kept(gpus: Sequence[str], folder: Path) -> Iterator[None]:
     problems = []
     with ExitStack() as locks:
         for gpu in dict.fromkeys(gpus):
-            name, used = next(iter(nvidia_smi("uuid,memory.used", gpu)), [gpu, ""])
+            number, used = next(iter(nvidia_smi("index,memory.used", gpu)), [gpu, ""])
             try:
-                locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
+                locks.enter_context(FileLock(folder / f"{gpu}.lock", timeout=0))
             except Timeout:
-                problems.append(_refusal(gpu, "another sweep uses it"))
+                problems.append(_refusal(number, "another sweep uses it"))
                 continue
             mib = float(used) if used.isdigit() else 0.0  # some drivers do not tell
             if mib > _IDLE_MIB:
-                problems.append(_refusal(gpu, f"others use {mib / 1024:.1f} GiB of it"))
+                problems.append(_refusal(number, f"others use {mib / 1024:.1f} GiB of it"))
         if problems:
             raise RequestError(problems)
         yield

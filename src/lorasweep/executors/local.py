@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -15,7 +14,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
-from lorasweep.executors import worker
+import psutil
+
+from lorasweep.executors import environ, worker
 from lorasweep.executors.base import Handler, Job
 
 _QUIT_S = 5.0  # how long a worker may take to leave
@@ -62,7 +63,7 @@ class Local:
         process = _FRESH.Process(
             target=worker.main, args=(theirs, self.target, log), name=f"lorasweep-{number}"
         )
-        with _environment(self.places[number]), _deaf(), _without_main():
+        with environ.for_trials(self.places[number], apart=True), _deaf(), _without_main():
             process.start()
         theirs.close()  # or its end would never be seen
         self._workers[number] = _Worker(process, ours)
@@ -146,7 +147,7 @@ class Local:
 
     def kill(self, worker: int) -> list[str]:
         """End a worker at once; it is replaced. Returns the keys of the trials it had."""
-        self._workers[worker].process.kill()
+        _end(self._workers[worker].process)
         return self._forget(worker)[0]
 
     def interrupt(self) -> None:
@@ -156,15 +157,23 @@ class Local:
         """End all workers: those that have nothing to do may leave by themselves."""
         for number, found in self._workers.items():
             if found.keys or not found.ready:
-                found.process.kill()
+                _end(found.process)
             else:
                 self._send(number, ("quit", None))
         for found in self._workers.values():
             found.process.join(_QUIT_S)
-            found.process.kill()
-            found.process.join()
+            _end(found.process)
+            found.process.join(_QUIT_S)  # one that hangs in the kernel is not waited for
             found.pipe.close()
         self._workers.clear()
+
+
+def _end(process: BaseProcess) -> None:
+    """End a process and what it started (compilers, loaders of data), whatever they do."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.kill()
 
 
 @contextmanager
@@ -192,15 +201,3 @@ def _deaf() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _environment(extra: Mapping[str, str]) -> Iterator[None]:
-    """Change the environment that child processes are born with."""
-    before = dict(os.environ)
-    os.environ.update(extra)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
