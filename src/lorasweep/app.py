@@ -212,6 +212,9 @@ def planned(trials: Sequence[Trial]) -> plan.Plan:
 
     device = devices.find(trials[0]["device"])
     rows = recorded(trials[0])
+    states = states_of(rows, str(trials[0]["name"])) if trials[0]["resume"] != "fresh" else {}
+    if trials[0]["pruner.name"] == "none":  # what was pruned is trained to its end now
+        states = {key: state for key, state in states.items() if state != "pruned"}
     sizes = {
         _content(t, "task"): costs.Data(*tasks.sizes(t.group("task"), source.cache_home()))
         for t in _distinct(trials, "task")
@@ -219,7 +222,7 @@ def planned(trials: Sequence[Trial]) -> plan.Plan:
     alike = next(iter(sizes.values())) if len(sizes) == 1 else None
     return plan.plan(
         trials,
-        states_of(rows, str(trials[0]["name"])) if trials[0]["resume"] != "fresh" else {},
+        states,
         device,
         lambda trial: alike or sizes[_content(trial, "task")],
         costs.calibrate(rows, device),

@@ -268,8 +268,8 @@ class _Ending:
         """Close the sweep, show its table, and say how it ended. Returns the exit code."""
         scheduler, say = self.scheduler, self.scheduler.screen.say
         if scheduler.outbox.waiting:
-            say(f"{len(scheduler.outbox.waiting)} results wait on disk for the record; the same")
-            say("command writes them")
+            waiting = len(scheduler.outbox.waiting)
+            say(f"{waiting} results wait on disk for the record; the same command writes them")
             if scheduler.interrupted:
                 return errors.STOPPED
         if scheduler.error is not None:
@@ -278,7 +278,9 @@ class _Ending:
         rows = rest.ordered(self.request, found)
         front = self._front(rows)
         states = [str(row["lorasweep.state"]) for row in rows]
-        self._write(rows, states)
+        recorded = {k for k, row in found.items() if row["lorasweep.state"] != "stopped"}
+        lost = len(scheduler.keys.keys() & scheduler.known.keys() - recorded)
+        self._write(rows, states, whole=not (scheduler.stopped or lost))
         console = scheduler.screen.console
         failed = rest.tell(self.request, rows, front, self.sampler.total, console)
         if scheduler.use.first is not None:
@@ -288,8 +290,6 @@ class _Ending:
             say("stopped; the same command goes on from here")
         if scheduler.interrupted:
             return errors.STOPPED
-        recorded = {k for k, row in found.items() if row["lorasweep.state"] != "stopped"}
-        lost = len(scheduler.keys.keys() & scheduler.known.keys() - recorded)
         if lost:
             say(f"{lost} of the results are not in the record; the same command goes on from here")
             return errors.BAD_RECORD
@@ -311,7 +311,9 @@ class _Ending:
             self.record.mark(row["run_id"], "lorasweep.front", names if best else "")
         return found
 
-    def _write(self, rows: Sequence[Mapping[str, Any]], states: Sequence[str]) -> None:
+    def _write(
+        self, rows: Sequence[Mapping[str, Any]], states: Sequence[str], *, whole: bool
+    ) -> None:
         use = self.scheduler.use
         totals = {
             "sweep/trials": self.sampler.total,
@@ -325,7 +327,7 @@ class _Ending:
         if best:
             totals["sweep/best_accuracy"] = max(best)
         self.record.leave(self.sweep)
-        self.record.close_sweep(self.sweep, totals, whole=not self.scheduler.stopped)
+        self.record.close_sweep(self.sweep, totals, whole=whole)
 
     def _seconds(self) -> str:
         use, workers = self.scheduler.use, self.executor.workers

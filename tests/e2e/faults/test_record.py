@@ -57,6 +57,7 @@ def test_what_was_pruned_is_run_whole_by_one_of_two_controllers(
     both = [box.start(*four, FAULTY_STEP_S=0.8) for _ in range(2)]
     assert [one.ends() for one in both] == [0, 0], both[0].said + both[1].said
     box.is_left_clean()
+    assert all("4 trials (4 new)" in one.said for one in both)
     assert box.starts() == {"1": 1, "2": 1, "3": 2, "4": 2}
     like_calm(box, 4)
 
