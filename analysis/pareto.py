@@ -60,7 +60,8 @@ def predict(row: pd.Series) -> Predicted:
     """Ask the plan about a row of the table, on the device that the trial ran on."""
     if not isinstance(row["config"], str):
         return NOTHING
-    seen = row["train/steps"] * row["batch_size"] / row["epochs"]  # where all examples are used
+    epochs = row["epochs"] if row["epochs"] == row["epochs"] else 1.0  # else steps are given
+    seen = row["train/steps"] * row["batch_size"] / epochs  # where all examples are used
     sizes = row["train_size"] if row["train_size"] == row["train_size"] else seen, row["eval_size"]
     counts = tuple(0 if size != size else int(size) for size in sizes)
     found = _predict(row["config"], str(row["device"]), counts)

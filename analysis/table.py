@@ -1,13 +1,14 @@
 """The tidy table as a file: read from the record, kept as parquet."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lorasweep.errors import RecordError
-from lorasweep.table import COLUMNS, METRICS, tidy
+from lorasweep.table import COLUMNS, METRICS, one_per_seed, outdated, tidy
 
 __all__ = ["COLUMNS", "METRICS", "alone", "build", "read", "setting", "tidy", "write"]
 
@@ -27,9 +28,17 @@ def build(uri: str) -> pd.DataFrame:
     """
     from lorasweep.record import read as read_record  # a results file needs none
 
-    table = tidy(read_record(uri))
+    runs = read_record(uri)
+    table = tidy(runs)
     if table.empty:
         raise RecordError(f"The record at {uri} holds no ended trial yet: {_HOW}.")
+    left = len({run["lorasweep.key"] for run in runs if outdated(run)})
+    if left:
+        print(
+            f"{left} trial{'s' * (left > 1)} of an earlier release left out: this one gives other "
+            "numbers; the same commands run them again",
+            file=sys.stderr,
+        )
     return table
 
 
@@ -68,7 +77,7 @@ def read(path: Path) -> pd.DataFrame:
         raise RecordError(f"{path} lacks the columns {', '.join(missing)}: {_HOW}.")
     if table.empty:
         raise RecordError(f"{path} holds no trials: {_HOW}.")
-    return table[list(COLUMNS)]
+    return one_per_seed(table).reset_index(drop=True)[list(COLUMNS)]
 
 
 def alone(table: pd.DataFrame) -> "pd.Series[bool]":

@@ -12,10 +12,12 @@ import mlflow
 import pytest
 
 from lorasweep import record as records
+from lorasweep import trial as trials
 from lorasweep.client import prepare
 from lorasweep.composition import Composer
 from lorasweep.errors import RecordError
 from lorasweep.record import Record
+from lorasweep.table import outdated
 from lorasweep.tables import Tables
 from lorasweep.trial import Result, Trial
 
@@ -160,6 +162,17 @@ def test_what_changes_after_a_record_was_read_is_seen(tmp_path: Path, trial: Tri
     assert record.all()[0] == {**before, "lorasweep.front": "accuracy"}
     record.client.delete_run(run.info.run_id)
     assert [row["run_id"] for row in record.all()] == [other]
+
+
+def test_a_record_knows_whose_numbers_a_later_release_changed(
+    tmp_path: Path, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "NUMERICS", [("one", lambda c: c["train.batch_size"] == 8)])
+    record, _ = written(tmp_path, trial)
+    record.claim("none", Trial({**trial.config, "train.batch_size": 4}), "trainer")
+    assert [outdated(row) for row in record.all()] == [False, False]
+    trials.NUMERICS.append(("two", lambda c: c["train.order"] == "by_length"))
+    assert [outdated(row) for row in record.all()] == [True, True]
 
 
 def test_rows_are_read_as_through_the_client(

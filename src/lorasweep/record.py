@@ -18,7 +18,7 @@ from lorasweep import addresses, glance, leases
 from lorasweep.errors import RecordError, RefusedError
 from lorasweep.store import Run, Store, Study, sentences
 from lorasweep.tables import Tables
-from lorasweep.trial import FINAL_STATES, Result, State, Trial
+from lorasweep.trial import FINAL_STATES, Result, State, Trial, numerics
 
 _PARENT = "mlflow.parentRunId"
 _LEASE = "lorasweep.lease."  # on the run of a sweep, one for each controller: when it ends
@@ -280,6 +280,8 @@ class Record:
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": "lorasweep",
         }
+        if numerics(trial.config):
+            tags["lorasweep.numerics"] = str(numerics(trial.config))
         params = {k: _text(v) for k, v in trial.config.items()}
         study = self._study(str(trial["name"]))
         return self._store.create(study, trial.label, tags, params).number

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorasweep.trial import NEUTRAL, relevant
+from lorasweep.trial import NEUTRAL, numerics, relevant
 
 METRICS = (
     "eval/accuracy",
@@ -82,6 +82,12 @@ _GROUPS = ("model.", "task.", "method.", "target.", "train.", "lora.")
 # Settings that say where files lie on one machine, and never what a trial is.
 _PLACES = ("task.train_file", "task.eval_file", "model.path")
 COLUMNS = (*_FIRST, *METRICS, *_LAST)
+# What a trial is: rows that agree in these are one trial, whatever their keys.
+_POINT = [
+    *("model", "task", "method", "target", "r", "alpha", "learning_rate", "seed", "head", "quant"),
+    *("precision", "epochs", "train_size", "eval_size", "max_length", "batch_size"),
+    *("settings", "variant"),
+]
 _ORDER = ["study", "model", "task", "method", "target", "seed", "r", "alpha", "key"]
 
 Run = Mapping[str, Any]
@@ -91,12 +97,13 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
     """Make the table from flat runs (tags, params and metrics under their own names).
 
     Returns:
-        One row a trial key, columns ``COLUMNS``: times in seconds, memory in GiB, scores from
-        0 to 1. Rank, alpha and target are missing for methods without an adapter. ``settings``
-        and ``variant`` spell out what else differs between trials (see ``_differences``);
-        ``config`` holds all settings as JSON, without paths.
+        One row a trial (``one_per_seed``), columns ``COLUMNS``: times in seconds, memory in GiB,
+        scores from 0 to 1. Rank, alpha and target are missing for methods without an adapter,
+        epochs where ``train.max_steps`` decides. ``settings`` and ``variant`` spell out what else
+        differs between trials (see ``_differences``); ``config`` holds all settings as JSON,
+        without paths. Trials that are ``outdated`` are left out.
     """
-    kept = _one_per_key(runs)
+    kept = _one_per_key(run for run in runs if not outdated(run))
     configs = [_config(run) for run in kept]
     columns: dict[str, list[Any]] = {
         column: [_text(run.get(name)) for run in kept] for column, name in _TEXT.items()
@@ -107,6 +114,10 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
     for column in (*_NUMBERS, *METRICS):
         table[column] = pd.to_numeric(table[column], errors="coerce").astype("float64")
     table[list(_TEXT)] = table[list(_TEXT)].astype("str")
+    stepped = pd.Series(
+        [config.get("train.max_steps") is not None for config in configs], dtype=bool
+    )
+    table.loc[stepped, "epochs"] = float("nan")
     adapts = pd.Series([config["method.trains"] == "adapter" for config in configs], dtype=bool)
     table.loc[~adapts, ["r", "alpha"]] = float("nan")
     table.loc[~adapts, "target"] = None
@@ -115,7 +126,31 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
     table["config"] = pd.Series([_json(run) for run in kept], dtype="str")
     if table["seed"].notna().all():
         table["seed"] = table["seed"].astype("int64")
-    return table.sort_values(_ORDER, ignore_index=True)[list(COLUMNS)]
+    return one_per_seed(table).sort_values(_ORDER, ignore_index=True)[list(COLUMNS)]
+
+
+def one_per_seed(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep one row of each trial that a record holds under several keys, or interval and n lie.
+
+    Earlier releases gave one trial another key for another spelling (``lora.alpha=16.0``). The
+    last row that is done is kept, or else the last.
+    """
+    done = table["state"].eq("done")
+    kept = (
+        table.assign(done=done)
+        .sort_values("done", kind="stable")
+        .drop_duplicates(_POINT, keep="last")
+    )
+    return table.loc[kept.index.sort_values()]
+
+
+def outdated(run: Run) -> bool:
+    """Whether a later release changed the numbers of such a trial (``trial.NUMERICS``)."""
+    config = {name: _value(text) for name, text in run.items() if name.startswith(_GROUPS)}
+    try:
+        return int(run.get("lorasweep.numerics") or 0) < numerics(config)
+    except KeyError:  # not all settings are known
+        return False
 
 
 def _one_per_key(runs: Iterable[Run]) -> list[Run]:

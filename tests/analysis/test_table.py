@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import table
+from analysis import cells, table
+from lorasweep import trial
 from lorasweep.errors import BAD_RECORD, RecordError
 
 Run = dict[str, Any]
@@ -44,6 +45,50 @@ def test_the_newest_run_of_a_key_wins_unless_only_an_older_one_is_done(run: Make
     assert list(table.tidy([run(**one), run(state="failed", **two)])["run_id"]) == ["1"]
     lost = [run(state="oom", **one), run(state="failed", **two)]
     assert list(table.tidy(lost)["state"]) == ["failed"]
+
+
+def test_one_trial_under_several_keys_counts_once(run: MakeRun) -> None:
+    query = {"target.roles": '["query"]'}
+    spelt = [
+        *(run(seed=seed, alpha=16, **query) for seed in (0, 1)),
+        *(run(seed=seed, alpha=16.0, start_time=2_000, **query) for seed in (0, 1)),
+        run(**{"target.roles": '["query", "value"]'}),
+        run(**{"target.roles": '["value", "query"]'}),
+        run(**query, **{"train.max_steps": "5", "train.epochs": "1.0"}),
+        run(**query, **{"train.max_steps": "5", "train.epochs": "3.0"}),
+        run(**query, **{"method.quant": "int8", "method.double_quant": "True"}),
+        run(**query, **{"method.quant": "int8"}),
+    ]
+    assert len({r["lorasweep.key"] for r in spelt}) == len(spelt)
+    made = table.tidy(spelt)
+    assert len(made) == 2 + 3
+    newer = {r["run_id"] for r in spelt[2:4]}
+    plain = made[made["run_id"].isin(newer)]
+    assert len(plain) == 2
+    interval = cells.interval(plain["eval/accuracy"].to_numpy())
+    twice = cells.interval([*plain["eval/accuracy"]] * 2)
+    assert interval[1] - interval[0] > 2 * (twice[1] - twice[0])
+
+
+def test_a_finished_twin_counts_and_a_table_of_old_has_none(run: MakeRun, tmp_path: Path) -> None:
+    done, lost = run(alpha=16), run(alpha=16.0, state="failed", start_time=2_000)
+    assert list(table.tidy([done, lost])["state"]) == ["done"]
+    made = table.tidy([done])
+    twins = pd.concat([made.assign(key="a"), made.assign(key="b", state="failed")])
+    table.write(twins, tmp_path / "old.parquet")
+    assert list(table.read(tmp_path / "old.parquet")["key"]) == ["a"]
+
+
+def test_trials_whose_numbers_a_release_changed_are_left_out_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: MakeRun
+) -> None:
+    changed: Any = ("batches of 4", lambda config: config["train.batch_size"] == 4)
+    monkeypatch.setattr(trial, "NUMERICS", [changed])
+    old = run(seed=0, **{"train.batch_size": "4"})
+    new = run(seed=1, **{"train.batch_size": "4", "lorasweep.numerics": "1"})
+    fake_record(monkeypatch, [old, new, run(seed=2)])
+    assert sorted(table.build("sqlite:///x.db")["seed"]) == [1, 2]
+    assert "1 trial of an earlier release left out" in capsys.readouterr().err
 
 
 def test_a_run_in_flight_is_no_trial_yet(run: MakeRun) -> None:
