@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import pre_tokenizers
 
 from lorasweep import app
@@ -281,3 +281,19 @@ def test_a_folder_without_the_tokenizer_of_its_model_is_refused(tmp_path: Path) 
     words.save_pretrained(tmp_path)
     (said,) = source.problems(described(tmp_path))
     assert "no embedding for (lovelier, duller; the embedding ends at 260)" in said
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Llama", "GPT2"])
+def test_a_folder_with_holes_is_refused(kind: str, tmp_path: Path) -> None:
+    shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=260, **shape, intermediate_size=8)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    convert.byte_tokenizer().save_pretrained(tmp_path)
+    assert source.problems(described(tmp_path)) == []
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {n: w for n, w in weights.items() if ".1." not in n}
+    save_file(kept, tmp_path / "model.safetensors")
+    (said,) = source.problems(described(tmp_path))
+    assert "the checkpoint is not whole" in said
+    of = {"Bert": "6 of the 12", "Llama": "7 of the 14", "GPT2": "4 of the 8"}
+    assert f"it lacks {of[kind]} linear layers" in said

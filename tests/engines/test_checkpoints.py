@@ -273,7 +273,9 @@ def test_roberta_reads_what_its_positions_allow(
 ) -> None:
     typed = [*save("ForMaskedLM", "Roberta"), "engine=packed", "train.padding=max_length"]
     (fits,) = make(*typed, "train.max_length=48")
-    one(engine(), fits, tmp_path / "fits")
+    result, _ = one(engine(), fits, tmp_path / "fits")
+    (note,) = result.environment["notes"]
+    assert "position ids begin here" in note, "the byte tokenizer pads with 0, RoBERTa with 1"
     (long,) = make(*typed, "train.max_length=49")
     result = run(engine(), [long], tmp_path / "long").results[long.key]
     assert "reads at most 48 tokens" in str(result.error)

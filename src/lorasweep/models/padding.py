@@ -50,7 +50,16 @@ def settle(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _harmless(tokenizer, config, sides)
         notes.append(f"the tokenizer has no padding token; '{tokenizer.pad_token}' pads")
-    padding = max(tokenizer.pad_token_id, getattr(config, "pad_token_id", None) or 0)
+    theirs = getattr(config, "pad_token_id", None)
+    if config.model_type in roles.FIRST_POSITION_AFTER_PADDING and theirs not in (
+        None,
+        tokenizer.pad_token_id,
+    ):
+        notes.append(
+            f"the tokenizer pads with token {tokenizer.pad_token_id}, after which position ids "
+            f"begin here, while config.json says {theirs}"
+        )
+    padding = max(tokenizer.pad_token_id, theirs or 0)
     limit = roles.longest_text({**config.to_dict(), "pad_token_id": padding})
     if limit is not None and max_length > limit:
         raise LorasweepError(f"{folder} reads at most {limit} tokens; lower train.max_length")

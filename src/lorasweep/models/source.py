@@ -23,15 +23,15 @@ from typing import Any
 from lorasweep import index
 from lorasweep.errors import LorasweepError
 from lorasweep.index import Package
+from lorasweep.models import folders
 from lorasweep.trial import Trial
 
 Model = Mapping[str, Any]
 _WEIGHTS = ("*.safetensors", "*.gguf")
-_VOCABULARY = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 # What decides how texts become tokens (the configuration names the tokenizer's class).
 _TOKENIZER = (
     *("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *(*_VOCABULARY, "merges.txt"),
+    *(*folders.VOCABULARY, "merges.txt"),
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*"]
@@ -47,7 +47,7 @@ class Base:
     @property
     def tokenizer(self) -> str:
         """SHA-256 of the files that decide how texts become tokens."""
-        return _sha256_of(_matching(self.folder, _TOKENIZER))
+        return _sha256_of(folders.matching(self.folder, _TOKENIZER))
 
 
 _LARGE = 64 * 2**20  # bytes of a file that takes longer to read than to look up
@@ -117,51 +117,12 @@ def _path_problems(path: Path, where: str) -> list[str]:
         ]
     found = []
     if path.is_dir() and files[0].suffix == ".safetensors":
-        found += _config_problems(path, where)
+        found += folders.problems(path, where)
     for file in files:
         damage = damaged(file)
         if damage:
             found.append(f"{where}: {file} is damaged ({damage}); fetch it again")
     return found
-
-
-def _config_problems(folder: Path, where: str) -> list[str]:
-    try:
-        shape = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        return [f"{where}: {folder} has no config.json"]
-    except ValueError as error:
-        return [f"{where}: {folder / 'config.json'} is no valid JSON ({error})"]
-    if "auto_map" in shape:
-        return [f"{where}: this model needs code of its own to run, and remote code is never run"]
-    return _tokenizer_problems(folder, shape, where)
-
-
-def _tokenizer_problems(folder: Path, shape: Mapping[str, Any], where: str) -> list[str]:
-    """Say what is wrong with a tokenizer: transformers makes up one of five tokens for none."""
-    if not _matching(folder, _VOCABULARY):
-        return [
-            f"{where}: {folder} has no tokenizer (tokenizer.json, vocab.txt, …); copy the files of "
-            "the tokenizer that the model was trained with into it"
-        ]
-    known = shape.get("vocab_size")
-    beyond = [t for t, i in _added_tokens(folder).items() if known is not None and i >= known]
-    if not beyond:
-        return []
-    return [
-        f"{where}: the tokenizer has tokens that the model has no embedding for "
-        f"({', '.join(beyond[:4])}; the embedding ends at {known}); take the tokenizer that the "
-        "model was trained with"
-    ]
-
-
-def _added_tokens(folder: Path) -> dict[str, int]:
-    """Return the words that were added to a vocabulary; special ones no text is made of."""
-    try:
-        added = json.loads((folder / "tokenizer.json").read_text()).get("added_tokens") or []
-        return {str(t["content"]): int(t["id"]) for t in added if not t.get("special")}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {}  # whoever loads it says what is wrong
 
 
 def damaged(file: Path) -> str | None:
@@ -238,7 +199,7 @@ def _hub_problems(model: Model) -> list[str]:
     files = [s.rfilename for s in info.siblings or []]
     if not any(f.endswith(".safetensors") for f in files):
         return [f"{where}: '{name}' has no .safetensors weights (other formats are not read)"]
-    if not any(fnmatch(file, pattern) for file in files for pattern in _VOCABULARY):
+    if not any(fnmatch(file, pattern) for file in files for pattern in folders.VOCABULARY):
         return [f"{where}: '{name}' has no tokenizer; take the model from a folder that has one"]
     return []
 
@@ -363,10 +324,6 @@ def _sha256_of(files: Iterable[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted({f for p in patterns for f in folder.glob(p) if f.is_file()})
-
-
 def identity(model: Model) -> dict[str, str]:
     """Return what says which base this is, beyond the settings: to be a part of the trial's key.
 
@@ -392,12 +349,12 @@ def _content(path: Path) -> str | None:
     try:
         if path.is_file():
             return sha256(path)
-        weights = _matching(path, ["*.safetensors"])
+        weights = folders.matching(path, ["*.safetensors"])
         if not weights:
-            gguf = _matching(path, ["*.gguf"])
+            gguf = folders.matching(path, ["*.gguf"])
             return sha256(gguf[0]) if gguf else None
-        index = _matching(path, ["*.safetensors.index.json"])
-        return _sha256_of([*weights, *index, *_matching(path, _TOKENIZER)])
+        index = folders.matching(path, ["*.safetensors.index.json"])
+        return _sha256_of([*weights, *index, *folders.matching(path, _TOKENIZER)])
     except OSError:
         return None
 
