@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from omegaconf import MISSING, DictConfig
 
-from lorasweep import addresses, costs, glance, plan, samplers, space, startup
+from lorasweep import addresses, costs, glance, packs, plan, samplers, space, startup
 from lorasweep.composition import Composer, plain
 from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
@@ -212,7 +212,8 @@ def planned(trials: Sequence[Trial]) -> plan.Plan:
 
     device = devices.find(trials[0]["device"])
     rows = recorded(trials[0])
-    states = states_of(rows, str(trials[0]["name"])) if trials[0]["resume"] != "fresh" else {}
+    counted = filter(packs.counts(trials[0]), rows) if trials[0]["resume"] != "fresh" else ()
+    states = states_of(counted, str(trials[0]["name"]))
     if trials[0]["pruner.name"] == "none":  # what was pruned is trained to its end now
         states = {key: state for key, state in states.items() if state != "pruned"}
     sizes = {

@@ -6,7 +6,7 @@ Where its tables are not as known here, nothing is found, and MLflow is asked in
 import contextlib
 import math
 import sqlite3
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,19 +113,21 @@ def at_rest(file: Path, study: str, sweep: str) -> bool:
 
 
 def latest(
-    rows: Iterable[Mapping[str, Any]], keys: Container[str], besides: Container[str] = ()
+    rows: Iterable[Mapping[str, Any]],
+    keys: Container[str],
+    counts: Callable[[Mapping[str, Any]], bool] = lambda row: True,
 ) -> dict[str, dict[str, Any]]:
     """Of each trial the row that counts: the last that is done, or the last that has ended.
 
     Args:
         rows: of a record, oldest first.
         keys: of the trials.
-        besides: runs that do not count.
+        counts: which rows are looked at.
     """
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         key, state = row["lorasweep.key"], row.get("lorasweep.state")
-        if key not in keys or state is None or row["run_id"] in besides:
+        if key not in keys or state is None or not counts(row):
             continue
         if state == "done" or found.get(key, {}).get("lorasweep.state") != "done":
             found[key] = dict(row)

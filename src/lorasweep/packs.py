@@ -1,8 +1,9 @@
 """Which trials train together: those that share a base, as many as fit the device."""
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from lorasweep.costs import devices, memory
 from lorasweep.trial import Trial
@@ -26,6 +27,26 @@ def why_alone(trial: Trial) -> str | None:
     from lorasweep.engines.packed import compat
 
     return compat.problems(trial)
+
+
+def measures_alone(trial: Trial) -> bool:
+    """Whether a sweep asks for time and memory that only a trial alone has."""
+    from lorasweep.engines.packed import compat
+
+    asked = trial["engine.name"] == "trainer" or compat.own_objectives(trial)
+    return bool(asked) and settled(trial)["engine.name"] != "packed"
+
+
+def counts(settings: Trial) -> Callable[[Mapping[str, Any]], bool]:
+    """Say which recorded runs (their rows, or their tags) a sweep takes for its own.
+
+    Where times and memory are to be those of trials alone, a trial that was done in a pack has
+    yet to be measured; how it ended otherwise is known.
+    """
+    if not measures_alone(settings):
+        return lambda run: True
+    done_in_pack = {"lorasweep.state": "done", "lorasweep.engine": "packed"}
+    return lambda run: any(run.get(name) != value for name, value in done_in_pack.items())
 
 
 def packing(trial: Trial) -> bool:

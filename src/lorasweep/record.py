@@ -29,6 +29,10 @@ _RUN_STATUS = {"done": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
 _LOOK_S = 1.0  # how old a controller's picture of the others may be
 
 
+def _has_ended(tags: Mapping[str, Any]) -> bool:
+    return tags.get("lorasweep.state") in FINAL_STATES
+
+
 class Record:
     """Writes trials into an MLflow store and says what is already there."""
 
@@ -70,15 +74,18 @@ class Record:
         return found
 
     def rows(
-        self, keys: Iterable[str], *, besides: Container[str] = ()
+        self,
+        keys: Iterable[str],
+        *,
+        counts: Callable[[Mapping[str, Any]], bool] = lambda row: True,
     ) -> dict[str, dict[str, Any]]:
         """Return the recorded rows of these trials by key: the last that is done, or the last.
 
         Args:
             keys: of the trials.
-            besides: runs that do not count.
+            counts: which rows are looked at.
         """
-        return glance.latest(read(self.uri), set(keys), besides)
+        return glance.latest(read(self.uri), set(keys), counts)
 
     def all(self) -> list[dict[str, Any]]:
         """Return every trial of the record (see ``read``)."""
@@ -235,7 +242,7 @@ class Record:
         trial: Trial,
         engine: str,
         *,
-        final: Container[str] = FINAL_STATES,
+        enough: Callable[[Mapping[str, Any]], bool] = _has_ended,
         besides: Container[str] = (),
         contested: bool = False,
     ) -> str | None:
@@ -250,13 +257,13 @@ class Record:
             sweep: the run of the sweep.
             trial: what is to be run.
             engine: name of the engine that will run it.
-            final: states in which it need not be run again.
+            enough: of the tags of a run of it, whether the trial need not be run again.
             besides: runs that do not count.
             contested: another process had it before, and may be dead by now.
         """
         # Who has gone may have ended trials since this process read what there was.
         careful = contested or bool(self.others()) or self._company
-        rivals = partial(self._rivals, trial.key, final, besides)
+        rivals = partial(self._rivals, trial.key, enough, besides)
         with self._sentences():
             if careful and rivals() is None:
                 return None  # before a run is made in vain
@@ -287,12 +294,16 @@ class Record:
         return self._store.create(study, trial.label, tags, params).number
 
     def _rivals(
-        self, key: str, final: Container[str], besides: Container[str], mine: str | None = None
+        self,
+        key: str,
+        enough: Callable[[Mapping[str, Any]], bool],
+        besides: Container[str],
+        mine: str | None = None,
     ) -> set[str] | None:
         """Runs of living processes that ask for a trial; None where one has it, or it is done."""
         rivals = set()
         for run in self._store.runs({"lorasweep.key": key}):
-            if run.number not in besides and run.tags.get("lorasweep.state") in final:
+            if run.number not in besides and enough(run.tags):
                 return None
             if run.status != "RUNNING" or run.number == mine:
                 continue

@@ -2,13 +2,13 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lorasweep import addresses, glance
+from lorasweep import addresses, glance, packs
 from lorasweep.errors import DONE, SOME_FAILED
 from lorasweep.screen import results
 from lorasweep.trial import FINAL_STATES, State, Trial
@@ -32,6 +32,12 @@ def final(settings: Trial) -> frozenset[State]:
     if settings["pruner.name"] == "none":
         states.discard("pruned")  # it would be trained to its end now
     return frozenset(states)
+
+
+def enough(settings: Trial) -> Callable[[Row], bool]:
+    """Say which recorded runs (their rows, or their tags) need not be repeated."""
+    states, counts = final(settings), packs.counts(settings)
+    return lambda run: run.get("lorasweep.state") in states and counts(run)
 
 
 def ordered(request: "Request", rows: Mapping[str, Row]) -> list[Row]:
@@ -87,9 +93,9 @@ def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int |
         return None
     if any((Path(str(settings["output_dir"])) / study).glob("*/result.json")):
         return None
-    keys, enough = {t.key for t in trials}, final(settings)
-    rows = glance.latest(glance.read(file) or [], keys)
-    if len(rows) < len(keys) or any(r["lorasweep.state"] not in enough for r in rows.values()):
+    keys = {t.key for t in trials}
+    rows = glance.latest(glance.read(file) or [], keys, packs.counts(settings))
+    if len(rows) < len(keys) or not all(map(enough(settings), rows.values())):
         return None
     heard = f"{sampler.total} trials, {sampler.total} already in the record"
     screen.print(f"study '{study}', sweep {sampler.identity}: {heard}", markup=False)

@@ -143,7 +143,7 @@ class Scheduler:
         self.executor, self.screen, self.sweep = executor, screen, sweep
         self.policy = settings.group("executor")
         self.fresh = settings["resume"] == "fresh"
-        self.final = rest.final(settings)  # states in which a trial is not run again
+        self.enough = rest.enough(settings)  # whether a recorded run need not be repeated
         self.patience = float(settings["tracking.patience"])
         self.pack_size = packs.most(settings)
         self.output, self.predicted, self.room, self.signals = output, predicted, room, signals
@@ -405,7 +405,7 @@ class Scheduler:
                     self.sweep,
                     trial,
                     engine,
-                    final=self.final,
+                    enough=self.enough,
                     besides=self.ended_before,
                     contested=contested,
                 )
@@ -628,19 +628,22 @@ class Scheduler:
             return
         self._looked = time.monotonic()
         try:
-            rows = self.record.rows(self.elsewhere, besides=self.ended_before)
+            rows = self.record.rows(
+                self.elsewhere, counts=lambda row: row["run_id"] not in self.ended_before
+            )
         except RecordError as error:
             self.outbox.failed(error)
             return
         for key, suggestion in list(self.elsewhere.items()):
-            state = rows.get(key, {}).get("lorasweep.state")
-            if state in self.final | {"failed", "oom"}:
+            row = rows.get(key, {})
+            if self.enough(row) or row.get("lorasweep.state") in ("failed", "oom"):
                 del self.elsewhere[key]
-                self.known[key] = known_of(rows[key])
+                self.known[key] = known_of(row)
                 self._tell(suggestion)
-                self.screen.elsewhere(suggestion.trial, rows[key])
+                self.screen.elsewhere(suggestion.trial, row)
             elif not self.attempts and not self.retry:
-                del self.elsewhere[key]  # its owner is gone, or has pruned it: claim it
+                # Its owner is gone, or has ended it in a way that is not enough here: claim it.
+                del self.elsewhere[key]
                 self.ready.append(suggestion)
 
 

@@ -131,14 +131,14 @@ def _history(rows: Iterable[Mapping[str, Any]], settings: Trial, since: float) -
         settings: of the sweep.
         since: in seconds since 1970; what was started before does not count.
     """
-    final = rest.final(settings)
+    enough = rest.enough(settings)
     known: dict[str, Known] = {}
     ended, begun = set[str](), set[str]()
     for row in rows:
         key, state = row["lorasweep.key"], row.get("lorasweep.state")
         if row["start_time"] >= since * 1000:
             begun.add(key)
-            if state in final and (key not in known or state == "done"):
+            if enough(row) and (key not in known or state == "done"):
                 known[key] = known_of(row)
         if state not in (None, "stopped"):  # a result that waits may still end what was stopped
             ended.add(row["run_id"])
@@ -274,7 +274,7 @@ class _Ending:
                 return errors.STOPPED
         if scheduler.error is not None:
             raise RecordError(f"{scheduler.error}; the same command goes on when that is mended")
-        found = self.record.rows(scheduler.keys)
+        found = self.record.rows(scheduler.keys, counts=packs.counts(self.request.settings))
         rows = rest.ordered(self.request, found)
         front = self._front(rows)
         states = [str(row["lorasweep.state"]) for row in rows]

@@ -37,6 +37,29 @@ def words(data: list[str], output: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("env")
+def test_what_a_pack_has_done_is_measured_alone_where_that_is_asked(
+    data: list[str], tmp_path: Path
+) -> None:
+    def engines_of(*more: str) -> list[str]:
+        """Engine of each run that the sweep has made."""
+        known = rows_of(tmp_path) if (tmp_path / "mlflow.db").exists() else []
+        before = {row["run_id"] for row in known}
+        table = lorasweep.sweep(*words(data, tmp_path, "lora.r=2,4", *more))
+        assert set(table["state"]) == {"done"}
+        runs = {r["run_id"]: r["lorasweep.engine"] for r in rows_of(tmp_path)}
+        made = {run: engine for run, engine in runs.items() if run not in before}
+        assert {*made} <= {*table["run_id"]}  # the newest counts
+        return sorted(made.values())
+
+    assert engines_of("engine=packed") == ["packed", "packed"]
+    assert engines_of("engine=packed") == []
+    assert engines_of("engine=trainer") == ["trainer", "trainer"]
+    assert engines_of("engine=trainer") == []
+    assert engines_of("engine=packed") == []  # a trial alone has all that a pack gives
+    assert [r["lorasweep.engine"] for r in rows_of(tmp_path)].count("trainer") == 2
+
+
+@pytest.mark.usefixtures("env")
 def test_the_table_is_that_of_the_command_line(
     sweep: Sweep, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def test_trials_are_packed_by_default_on_a_gpu_where_they_can_be(sweep: Sweep) -
     assert packs(sweep, "device=h100", "method=lora,base") == [2, 1]
     # a pack has no peak of memory that is one trial's
     assert packs(sweep, "device=h100", "sampler.objectives=[accuracy,memory]") == [1, 1]
+    assert packs(sweep, "device=h100", "sampler.objectives=[accuracy,time]") == [1, 1]
 
 
 def test_json_is_all_there_is_on_standard_output(sweep: Sweep, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ NAMED = {
         Objective("loss", ("eval/loss",), up=False),
         # What a GPU allocates is the trial's own; on a CPU only the process can be measured.
         Objective("memory", ("memory/peak_allocated_gib", "memory/peak_rss_gib"), up=False),
-        Objective("time", ("time/train_s", "time/pack_share_s"), up=False),
+        Objective("time", ("time/train_s",), up=False),
         Objective("params", ("params/trainable",), up=False),
     )
 }

@@ -8,7 +8,8 @@ from lorasweep.trial import Trial
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "bert", "roberta")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 # What only a trial alone has to itself. Of the time of a pack each has a share.
-_OWN = ("memory", "speed/", "time/train_s", "time/eval_s", "time/load_s", "time/total_s")
+_OWN = ("memory", "speed/", "time")
+_SHARES = ("time/pack_share_s",)
 _GROUPS = ("model.", "method.", "task.")
 _SHARED = ("train.precision", "train.max_length", "engine.exactness", "engine.nf4_cache")
 # Names and suggestions change nothing; batches of evaluation are the engine's own affair.
@@ -31,10 +32,14 @@ def problems(trial: Trial) -> str | None:
         return "train.precision=fp16: packs know fp32 and bf16"
     if trial["train.checkpointing"]:
         return "train.checkpointing=true: packs keep their activations"
-    shared = [name for name in trial["sampler.objectives"] if name.lstrip("+-").startswith(_OWN)]
-    if shared:
-        return f"sampler.objectives={shared[0]}: a pack shares memory and time"
-    return None
+    own = own_objectives(trial)
+    return f"sampler.objectives={own[0]}: a pack shares memory and time" if own else None
+
+
+def own_objectives(trial: Trial) -> list[str]:
+    """Return the objectives of a sweep that only a trial alone has to itself."""
+    names = {str(name): str(name).lstrip("+-") for name in trial["sampler.objectives"]}
+    return [o for o, name in names.items() if name.startswith(_OWN) and name not in _SHARES]
 
 
 def base_of(trial: Trial) -> Hashable:
