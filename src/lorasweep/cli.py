@@ -35,14 +35,14 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that is told to be ASCII has no α
             stream.reconfigure(errors="replace")
-    config.register()
-    startup.hasten()
-    arguments = sys.argv[1:] = words.readable(arguments)
 
     def act() -> int:
-        if not any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in arguments):
-            if all(a in _OURS for a in arguments if a.startswith("-")):
-                code = refuse_words(arguments)
+        config.register()
+        startup.hasten()
+        typed = sys.argv[1:] = words.readable(arguments)
+        if not any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in typed):
+            if all(a in _OURS for a in typed if a.startswith("-")):
+                code = refuse_words(typed)
                 if code is not None:
                     return code
             # Hydra would print its own traceback; with this it lets errors through to us.
