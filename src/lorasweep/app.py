@@ -17,7 +17,7 @@ from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
 from lorasweep.errors import DONE, LorasweepError, RequestError
 from lorasweep.samplers import Listed, Objective, Sampler
-from lorasweep.trial import Form, Trial, key_form, keyed
+from lorasweep.trial import Form, Trial, key_form, keyed, lacks_adapter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -213,7 +213,7 @@ def planned(trials: Sequence[Trial]) -> plan.Plan:
     device = devices.find(trials[0]["device"])
     rows = recorded(trials[0])
     counted = filter(packs.counts(trials[0]), rows) if trials[0]["resume"] != "fresh" else ()
-    states = states_of(counted, str(trials[0]["name"]))
+    states = states_of(counted, trials[0])
     if trials[0]["pruner.name"] == "none":  # what was pruned is trained to its end now
         states = {key: state for key, state in states.items() if state != "pruned"}
     sizes = {
@@ -244,12 +244,13 @@ def recorded(trial: Trial) -> list[dict[str, Any]]:
     return record.read(uri)
 
 
-def states_of(rows: Iterable[Mapping[str, Any]], study: str) -> dict[str, str]:
+def states_of(rows: Iterable[Mapping[str, Any]], settings: Trial) -> dict[str, str]:
     """State of each recorded trial by key; ``shared`` where another study has done it."""
+    study = str(settings["name"])
     found: dict[str, str] = {}
     for row in rows:
         state, key = row.get("lorasweep.state"), str(row["lorasweep.key"])
-        if state is None or found.get(key) in ("done", "shared"):
+        if state is None or lacks_adapter(row, settings) or found.get(key) in ("done", "shared"):
             continue
         found[key] = "shared" if state == "done" and row["study"] != study else str(state)
     return found

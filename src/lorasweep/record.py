@@ -18,7 +18,7 @@ from lorasweep import addresses, glance, leases
 from lorasweep.errors import RecordError, RefusedError
 from lorasweep.store import Run, Store, Study, sentences
 from lorasweep.tables import Tables
-from lorasweep.trial import FINAL_STATES, Result, State, Trial, numerics
+from lorasweep.trial import ADAPTER_NOT_KEPT, FINAL_STATES, Result, State, Trial, numerics
 
 _PARENT = "mlflow.parentRunId"
 _LEASE = "lorasweep.lease."  # on the run of a sweep, one for each controller: when it ends
@@ -289,6 +289,8 @@ class Record:
         }
         if numerics(trial.config):
             tags["lorasweep.numerics"] = str(numerics(trial.config))
+        if trial.adapts and not trial["engine.save_adapter"]:
+            tags |= ADAPTER_NOT_KEPT
         params = {k: _text(v) for k, v in trial.config.items()}
         study = self._study(str(trial["name"]))
         return self._store.create(study, trial.label, tags, params).number

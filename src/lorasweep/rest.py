@@ -11,7 +11,7 @@ from rich.console import Console
 from lorasweep import addresses, glance, packs
 from lorasweep.errors import DONE, SOME_FAILED
 from lorasweep.screen import results
-from lorasweep.trial import FINAL_STATES, State, Trial
+from lorasweep.trial import FINAL_STATES, State, Trial, lacks_adapter
 
 if TYPE_CHECKING:
     from lorasweep.app import Request
@@ -37,7 +37,9 @@ def final(settings: Trial) -> frozenset[State]:
 def enough(settings: Trial) -> Callable[[Row], bool]:
     """Say which recorded runs (their rows, or their tags) need not be repeated."""
     states, counts = final(settings), packs.counts(settings)
-    return lambda run: run.get("lorasweep.state") in states and counts(run)
+    return lambda run: (
+        run.get("lorasweep.state") in states and counts(run) and not lacks_adapter(run, settings)
+    )
 
 
 def ordered(request: "Request", rows: Mapping[str, Row]) -> list[Row]:

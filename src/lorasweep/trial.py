@@ -293,6 +293,18 @@ class Trial:
         return " ".join(parts)
 
 
+ADAPTER_NOT_KEPT = {"lorasweep.adapter": "not kept"}  # tag of a run with save_adapter=false
+
+
+def lacks_adapter(run: Config, settings: Trial) -> bool:
+    """Whether a recorded run (its row, or its tags) did not keep the adapter that is asked for."""
+    if not settings["engine.save_adapter"] or run.get("lorasweep.state") != "done":
+        return False
+    adapts = run.get("method.trains") == "adapter"  # older runs have no tag that says it
+    kept = str(run.get("engine.save_adapter")) != "False" or not adapts
+    return not kept or ADAPTER_NOT_KEPT.items() <= run.items()
+
+
 @dataclass
 class Result:
     """What a trial gave. ``folder`` holds what goes into the record as artefacts."""

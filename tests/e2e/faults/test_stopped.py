@@ -145,3 +145,18 @@ def test_a_search_makes_the_same_choices_after_a_restart(
     box.call(*search)
     assert box.table() == calm(*search)
     assert box.states() == {"done": 7}
+
+
+def test_what_was_run_without_keeping_its_adapter_is_run_again_where_that_is_wanted(
+    box: Sandbox,
+) -> None:
+    two = ("lora.r=1,2", ENGINE.format("NoTorch"), TWO)
+    without = "engine.save_adapter=false"
+    box.call(*two, without)
+    assert '"new": 2' in box.call(*two, "plan=json")
+    box.call(*two)
+    assert box.starts() == {"1": 2, "2": 2}
+    for more in ((), (without,)):  # what has its adapter is enough for both
+        assert "2 already in the record" in box.call(*two, *more)
+    assert box.starts() == {"1": 2, "2": 2}
+    assert set(box.attempts().values()) == {2}
