@@ -29,6 +29,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = built / "tiny_weights" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (model / "tokenizer.json").write_text("{}")
     save_file({"embed": np.zeros((4, 2), np.float32)}, model / "model.safetensors")
     (built / about).mkdir()
     (built / about / "METADATA").write_text(
