@@ -119,6 +119,7 @@ class Scheduler:
         settings: Trial,
         output: Path,
         history: History,
+        asked: Sequence[str],
         predicted: Callable[[Trial], float],
         room: Callable[[Sequence[Trial], Trial], bool],
         signals: Signals,
@@ -135,6 +136,7 @@ class Scheduler:
             settings: any trial of the sweep, for what is the same in all (executor, engine).
             output: folder of the study; each trial has one under it.
             history: what the record says.
+            asked: keys of the trials that a search has had and need not run again.
             predicted: seconds that a trial will take, as planned.
             room: whether a pack has room for another trial.
             signals: the user's, caught already.
@@ -159,7 +161,7 @@ class Scheduler:
         self.contested: set[str] = set()  # those that ever were
         self.doubles: dict[str, list[int]] = {}  # numbers that wait for a trial under way
         self.unwritten: dict[int, dict[str, Any]] = {}  # suggestions not in the record yet
-        self.keys: dict[str, None] = {}  # every trial that was asked for, in order
+        self.keys = dict.fromkeys(asked)  # every trial that was asked for, in order
         self.states: Counter[State] = Counter()
         self.error: str | None = None  # why the sweep cannot go on
         self.stopped = False  # by the user or by a limit: no new trials
@@ -367,6 +369,8 @@ class Scheduler:
                 content = {"values": dict(suggestion.values), "key": key}
                 self.unwritten[suggestion.number] = content
             if key in self.known:
+                if self.sampler.remembers:  # of a list, those in the record were counted before
+                    self.screen.total -= 1
                 self.sampler.tell(suggestion.number, self.known[key].state, self.known[key].metrics)
             elif self._under_way(key):
                 self.doubles.setdefault(key, []).append(suggestion.number)

@@ -86,12 +86,14 @@ def _go(
     since = record.anew(sweep) if settings["resume"] == "fresh" else 0.0
     rows = record.all()
     history = _history(rows, settings, since)
-    known = history.known
+    keys = [trial.key for trial in trials]
     if sampler.remembers:
-        sampler.restore(_past(record, sweep, known))
-    done = sum(t.key in known for t in trials) if request.search is None else len(known)
-    screen = Screen(sampler.total - (done if request.search is None else 0))
-    heard = f", {done} already in the record" if done and request.search is None else ""
+        past = record.past(sweep)
+        sampler.restore(_past(past, history.known))
+        keys = [past[number]["key"] for number in sorted(past) if number < sampler.total]
+    ended = [key for key in keys if key in history.known]  # a search may name a trial twice
+    screen = Screen(sampler.total - len(ended))
+    heard = f", {len(ended)} already in the record" if ended else ""
     screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
     if sampler.remembers:
         for line in other_searches(record.searches(study), sampler):
@@ -114,6 +116,7 @@ def _go(
             settings=settings,
             output=output,
             history=history,
+            asked=ended if sampler.remembers else (),
             predicted=_predictor(found),
             room=found.room,
             signals=signals,
@@ -145,10 +148,10 @@ def _history(rows: Iterable[Mapping[str, Any]], settings: Trial, since: float) -
     return History(known, frozenset(ended), frozenset(begun))
 
 
-def _past(record: Record, sweep: str, known: Mapping[str, Known]) -> list[Past]:
+def _past(suggestions: Mapping[int, Mapping[str, Any]], known: Mapping[str, Known]) -> list[Past]:
     """What a search has suggested so far, and how that ended; what is to be run again did not."""
     found = []
-    for number, suggestion in sorted(record.past(sweep).items()):
+    for number, suggestion in sorted(suggestions.items()):
         ended = known.get(suggestion["key"])
         state, metrics = (None, {}) if ended is None else (ended.state, ended.metrics)
         found.append(Past(number, suggestion["values"], state, metrics))

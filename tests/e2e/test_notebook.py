@@ -168,3 +168,28 @@ def test_the_package_stays_light() -> None:
     code = "import sys, lorasweep; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"hydra", "pandas", "mlflow", "torch"}.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.usefixtures("env")
+def test_a_search_that_goes_on_or_is_complete_shows_all_its_trials(
+    data: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def search(trials: int) -> tuple[pd.DataFrame, str]:
+        more = ["sampler=tpe", f"sampler.trials={trials}", "lora.r=interval(1,64)"]
+        table = lorasweep.sweep(*words(data, tmp_path, *more))
+        return table, capfd.readouterr().out
+
+    search(3)
+    table, said = search(5)
+    assert len(table) == 5
+    assert ": 5 trials, 3 already in the record" in said
+    assert "[1/2]" in said
+    assert "5 of 5 trials done" in said
+    again, said = search(5)
+    assert list(again["key"]) == list(table["key"])
+    assert ": 5 trials, 5 already in the record" in said
+    assert "5 of 5 trials done" in said
+    assert said.count("│ tiny_bert") == 5
+    fewer, said = search(4)
+    assert len(fewer) == 4
+    assert "4 of 4 trials done" in said
