@@ -15,7 +15,7 @@ __all__ = ["COLUMNS", "METRICS", "alone", "build", "read", "setting", "tidy", "w
 # Columns that tables made by earlier versions lack; reading fills them with nothing.
 _LATER = (
     *("memory/pack_peak_allocated_gib", "memory/pack_peak_reserved_gib", "train/steps"),
-    *("pack", "changed", "error", "config"),
+    *("pack", "shared", "changed", "error", "config"),
 )
 _HOW = "`make sweep` runs trials and `make figures` makes the table from their record"
 
@@ -83,10 +83,12 @@ def read(path: Path) -> pd.DataFrame:
 def alone(table: pd.DataFrame) -> "pd.Series[bool]":
     """Which trials had the device to themselves, so that their time and memory are their own.
 
-    A packed trial has a share of its pack's time, under another name; a trial that was run again
-    with other settings after a failure (``changed``) cost what those settings cost.
+    A packed trial has a share of its pack's time, under another name; one that shared its GPU
+    with another worker or program (``shared``) has their time in its own; and one that was run
+    again with other settings after a failure (``changed``) cost what those settings cost.
     """
-    return table["time/pack_share_s"].isna() & table["changed"].isna()
+    others = table["shared"].isna() & table["changed"].isna()
+    return others & table["time/pack_share_s"].isna()
 
 
 def setting(table: pd.DataFrame, name: str) -> "pd.Series[Any]":

@@ -162,5 +162,5 @@ def _ratio(
 def _told(missing: Sequence[str], left_out: int) -> str:
     if not missing:
         return ""
-    packed = f" ({left_out} trials were packed or changed: their costs are not their own)"
+    packed = f" ({left_out} trials were packed, changed or shared a GPU: costs not their own)"
     return f"not run alone: {' and '.join(NAMES[m] for m in missing)}" + packed * bool(left_out)

@@ -117,6 +117,7 @@ class Scheduler:
         screen: Screen,
         sweep: str,
         settings: Trial,
+        shared: str | None,
         output: Path,
         history: History,
         asked: Sequence[str],
@@ -134,6 +135,7 @@ class Scheduler:
             screen: what the user sees.
             sweep: the run of the sweep in the record.
             settings: any trial of the sweep, for what is the same in all (executor, engine).
+            shared: with whom trials share their GPU beyond their own pack, if with anybody.
             output: folder of the study; each trial has one under it.
             history: what the record says.
             asked: keys of the trials that a search has had and need not run again.
@@ -143,7 +145,7 @@ class Scheduler:
         """
         self.sampler, self.pruner, self.record = sampler, pruner, record
         self.executor, self.screen, self.sweep = executor, screen, sweep
-        self.policy = settings.group("executor")
+        self.policy, self.shared = settings.group("executor"), shared
         self.fresh = settings["resume"] == "fresh"
         self.enough = rest.enough(settings)  # whether a recorded run need not be repeated
         self.patience = float(settings["tracking.patience"])
@@ -561,9 +563,10 @@ class Scheduler:
         key, trial = attempt.trial.key, attempt.trial
         (self._folder(attempt) / "artifacts").mkdir(parents=True, exist_ok=True)
         self.use.add(result.metrics)
+        tags = attempt.tags | ({"lorasweep.shared": self.shared} if self.shared else {})
         try:
             with self.use.recording():
-                self.outbox.send(attempt.run, self._folder(attempt), result, attempt.tags)
+                self.outbox.send(attempt.run, self._folder(attempt), result, tags)
         except OSError as error:
             self.fail(f"the result of {trial.label} could not be kept: {error}")
         self.states[result.state] += 1

@@ -114,6 +114,7 @@ def _go(
             screen=screen,
             sweep=sweep,
             settings=settings,
+            shared=_shared(gpus, settings, executor.workers),
             output=output,
             history=history,
             asked=ended if sampler.remembers else (),
@@ -229,6 +230,13 @@ def _alone_on(gpus: Sequence[str], settings: Trial) -> AbstractContextManager[No
     if not gpus or settings["executor.shared_gpu"]:
         return contextlib.nullcontext()
     return kept(gpus, source.cache_home() / "gpus")
+
+
+def _shared(gpus: Sequence[str], settings: Trial, workers: int) -> str | None:
+    """Say with whom trials share their GPUs beyond their own pack; None: with nobody."""
+    if gpus and settings["executor.shared_gpu"]:
+        return "other programs"
+    return "another worker" if 0 < len(gpus) < workers else None
 
 
 def _local(gpus: Sequence[str], settings: Trial, found: plan.Plan, total: int, logs: Path) -> Local:

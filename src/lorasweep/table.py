@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorasweep import measured
 from lorasweep.trial import NEUTRAL, numerics, relevant
 
 METRICS = (
@@ -75,7 +76,8 @@ _FIRST = (
 )
 _LAST = (
     *("device", "head", "quant", "precision", "epochs", "train_size", "eval_size"),
-    *("max_length", "batch_size", "settings", "variant", "pack", "changed", "error", "config"),
+    *("max_length", "batch_size", "settings", "variant", "pack", "shared", "changed"),
+    *("error", "config"),
     *("git_commit", "run_id"),
 )
 _GROUPS = ("model.", "task.", "method.", "target.", "train.", "lora.")
@@ -105,15 +107,14 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
     """
     kept = _one_per_key(run for run in runs if not outdated(run))
     configs = [_config(run) for run in kept]
-    columns: dict[str, list[Any]] = {
-        column: [_text(run.get(name)) for run in kept] for column, name in _TEXT.items()
-    }
+    columns: dict[str, list[Any]] = {"shared": [measured.shared(run) for run in kept]}
+    columns |= {column: [_text(run.get(name)) for run in kept] for column, name in _TEXT.items()}
     for column, name in [*_NUMBERS.items(), *((metric, metric) for metric in METRICS)]:
         columns[column] = [run.get(name) for run in kept]
     table = pd.DataFrame(columns)
     for column in (*_NUMBERS, *METRICS):
         table[column] = pd.to_numeric(table[column], errors="coerce").astype("float64")
-    table[list(_TEXT)] = table[list(_TEXT)].astype("str")
+    table[[*_TEXT, "shared"]] = table[[*_TEXT, "shared"]].astype("str")
     stepped = pd.Series(
         [config.get("train.max_steps") is not None for config in configs], dtype=bool
     )

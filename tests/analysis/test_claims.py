@@ -375,8 +375,12 @@ def test_packed_trials_say_nothing_of_cost(run: MakeRun) -> None:
     claim = p9(cost_runs(run, 10.0, **packed))
     assert claim.verdict == "undecided"
     assert "9 trials were packed" in claim.parts[0].why
-    changed = p9(cost_runs(run, 10.0, **{"lorasweep.changed": "train.checkpointing=true"}))
-    assert changed.verdict == "undecided"
+    for disturbed in (
+        {"lorasweep.changed": "train.checkpointing=true"},
+        {"lorasweep.shared": "another worker"},
+        {"executor.shared_gpu": "True"},  # of a record without the tag
+    ):
+        assert p9(cost_runs(run, 10.0, **disturbed)).verdict == "undecided"
 
 
 def test_random_weights_are_measured_and_not_scored(run: MakeRun) -> None:

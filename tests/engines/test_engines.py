@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_a_single_step_trains_whatever_the_warm_up(
     assert len(losses) == 1
 
 
+def test_training_takes_no_longer_for_evaluations_along_the_way(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = transformers.Trainer.evaluation_loop
+
+    def slow(*args: Any, **more: Any) -> Any:
+        time.sleep(2)
+        return evaluate(*args, **more)
+
+    monkeypatch.setattr(transformers.Trainer, "evaluation_loop", slow)
+    (trial,) = make("model=tiny_bert", "train.max_steps=4", "train.eval_every=2")
+    metrics = run(TrainerEngine(), [trial], tmp_path).results[trial.key].metrics
+    others = metrics["time/total_s"] - metrics["time/load_s"] - metrics["time/train_s"]
+    assert others > 6  # twice along the way, and at the end
+
+
 @pytest.mark.parametrize("engine", [TrainerEngine, PackedEngine])
 @pytest.mark.parametrize("order", ["random", "by_length"])
 def test_a_stopped_trial_goes_on_and_ends_as_if_never_stopped(
@@ -148,6 +165,10 @@ def test_a_stopped_trial_goes_on_and_ends_as_if_never_stopped(
     ]
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
     assert second.curve == whole.curve
+    if engine is TrainerEngine:  # a trial in a pack has no seconds of its own
+        times = {n: second.metrics[f"time/{n}_s"] for n in ("load", "train", "eval", "total")}
+        assert times["total"] > times["train"] + times["load"] + times["eval"]
+        assert times["train"] > first.metrics["time/train_s"]
     assert second.metrics["train/loss"] == pytest.approx(whole.metrics["train/loss"])
 
 

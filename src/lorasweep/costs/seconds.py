@@ -18,6 +18,7 @@ from typing import Any, Literal
 from lorasweep.costs import activations, memory
 from lorasweep.costs.devices import Device, same
 from lorasweep.costs.setting import Setting, setting_of
+from lorasweep.measured import undisturbed
 from lorasweep.trial import Trial
 
 # All numbers are fitted to bench/results/memory_h100.csv (an H100 whose host is slow: on a
@@ -141,16 +142,18 @@ def calibrate(rows: Iterable[Mapping[str, Any]], device: Device) -> Calibration:
 
 
 def tells_share(row: Mapping[str, Any], device: Device) -> bool:
-    """Whether a recorded trial trained in a pack, to its end, on this device."""
+    """Whether a recorded trial trained in an undisturbed pack, to its end, on this device."""
     ran = row.get("lorasweep.state") == "done" and row.get("time/pack_share_s")
-    return bool(ran) and same(device, str(row.get("lorasweep.device")))
+    return bool(ran) and undisturbed(row) and same(device, str(row.get("lorasweep.device")))
 
 
 def tells_seconds(row: Mapping[str, Any], device: Device) -> bool:
-    """Whether a recorded trial trained alone, to its end, on this device."""
+    """Whether a recorded trial trained alone and undisturbed, to its end, on this device."""
     alone = row.get("lorasweep.pack", row.get("lorasweep.key")) == row.get("lorasweep.key")
     ran = row.get("lorasweep.state") == "done" and row.get("time/train_s")
-    return bool(ran) and alone and same(device, str(row.get("lorasweep.device")))
+    return (
+        bool(ran) and alone and undisturbed(row) and same(device, str(row.get("lorasweep.device")))
+    )
 
 
 def of_recorded(row: Mapping[str, Any], device: Device) -> tuple[Bounds, float]:

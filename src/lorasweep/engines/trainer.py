@@ -101,6 +101,19 @@ def _timed(metrics: dict[str, float], name: str) -> Iterator[None]:
     metrics[name] = time.perf_counter() - start
 
 
+class _Trainer(transformers.Trainer):
+    """Counts the seconds of evaluations along the way, which are none of training."""
+
+    evaluating = 0.0
+
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
+        spent: dict[str, float] = {}
+        with _timed(spent, "s"):
+            scores: dict[str, float] = super().evaluate(*args, **more)
+        self.evaluating += spent["s"]
+        return scores
+
+
 def _arguments(trial: Trial, scratch: Path, steps: int) -> transformers.TrainingArguments:
     train = trial.group("train")
     often = train["eval_every"]
@@ -176,7 +189,8 @@ class _Session:
         self.metrics: dict[str, float] = {}
         self.reporter = _Reporter(trial, watch)
         self.lineage: dict[str, Any] = {}
-        self.trainer: transformers.Trainer | None = None
+        self.trainer: _Trainer | None = None
+        self.began, self.spent = time.perf_counter(), 0.0  # seconds before it was stopped
 
     def load(self) -> None:
         trial, cache = self.trial, source.cache_home()
@@ -200,7 +214,7 @@ class _Session:
         self.lineage["notes"] = [*notes, *self.base.notes]
         self.trainer = self._trainer(tokenizer)
 
-    def _trainer(self, tokenizer: Any) -> transformers.Trainer:
+    def _trainer(self, tokenizer: Any) -> _Trainer:
         trial = self.trial
         whole = trial["train.padding"] == "max_length"
         collate = transformers.DataCollatorWithPadding(
@@ -212,7 +226,7 @@ class _Session:
         if trial["train.patience"]:
             callbacks.append(transformers.EarlyStoppingCallback(trial["train.patience"]))
         steps = _steps(trial, len(self.train_set))
-        trainer = transformers.Trainer(
+        trainer = _Trainer(
             model=self.model,
             args=_arguments(trial, self.state, steps),
             train_dataset=self.train_set,
@@ -238,11 +252,12 @@ class _Session:
         # After an interruption the Trainer counts losses and seconds anew.
         own_steps = state.global_step - before.steps
         losses = before.losses + float(output.training_loss) * own_steps
-        seconds = before.seconds + self.metrics["time/train_s"]
+        seconds = before.seconds + self.metrics["time/train_s"] - self.trainer.evaluating
+        self.spent = before.total
         if self.reporter.stopped:
             drawn = base64.b64encode(bytes(self.reporter.drawn_from.tolist())).decode()
             folder = self.state / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            _Before(state.global_step, losses, seconds, drawn).write(folder)
+            _Before(state.global_step, losses, seconds, drawn, self.total()).write(folder)
         batch = self.trial["train.batch_size"] * self.trial["train.accumulation"]
         seen = min(state.global_step * batch, round(len(self.train_set) * state.epoch))
         self.metrics["time/train_s"] = seconds
@@ -255,6 +270,10 @@ class _Session:
         self.metrics["train/loss"] = finite(loss, state.global_step)
         if not adapters.finite(self.model):
             raise diverged_weights(state.global_step)
+
+    def total(self) -> float:
+        """Seconds since the trial began, but for those in which it was stopped."""
+        return self.spent + time.perf_counter() - self.began
 
     def evaluate(self) -> None:
         assert self.trainer is not None
@@ -291,8 +310,9 @@ class _Before:
     file: ClassVar = "before.json"
     steps: int = 0
     losses: float = 0.0  # summed over the steps
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training
     drawn_from: str = ""  # see _Reporter; base64
+    total: float = 0.0  # seconds of all that was done
 
     @classmethod
     def read(cls, folder: Path) -> "_Before":
@@ -361,7 +381,6 @@ class TrainerEngine:
         memory.reset()
         folder.mkdir(parents=True, exist_ok=True)
         session = _Session(trial, folder, watch, self.bases)
-        started = time.perf_counter()
         try:
             result = _stages(session)
         except DivergedError as error:
@@ -371,7 +390,7 @@ class TrainerEngine:
         except Exception as error:
             result = engines.failure(error, folder)
         result.metrics = {**session.metrics, **memory.peaks()}
-        result.metrics["time/total_s"] = time.perf_counter() - started
+        result.metrics["time/total_s"] = session.total()
         if session.trainer is not None:
             result.curve = _curve(session.trainer.state.log_history)
         result.environment = {**environment.describe(), **session.lineage}
