@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from lorasweep import cli
 from lorasweep.executors import environ
+from lorasweep.models import source
 from tests.conftest import Sweep
 from tests.e2e.conftest import rows_of
 
@@ -63,3 +65,24 @@ def test_a_proxy_that_cannot_be_used_is_told_in_a_sentence(
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert "the hub cannot be reached" in done.stderr
+
+
+def test_without_a_home_folder_the_cache_has_to_be_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container with a user that nobody knows."""
+
+    def home(cls: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LORASWEEP_CACHE", raising=False)
+
+    def act() -> int:
+        return len(str(source.cache_home()))
+
+    assert cli.guarded(act) == 2
+    assert "set HOME, or LORASWEEP_CACHE" in capsys.readouterr().err
+    monkeypatch.setenv("LORASWEEP_CACHE", "/kept")
+    assert cli.guarded(act) == len("/kept")
