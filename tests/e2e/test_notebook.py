@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import lorasweep
+from lorasweep.costs import devices
 from lorasweep.errors import RequestError
 from lorasweep.table import COLUMNS
 from tests.conftest import ROOT, Sweep
@@ -57,6 +58,21 @@ def test_what_a_pack_has_done_is_measured_alone_where_that_is_asked(
     assert engines_of("engine=trainer") == []
     assert engines_of("engine=packed") == []  # a trial alone has all that a pack gives
     assert [r["lorasweep.engine"] for r in rows_of(tmp_path)].count("trainer") == 2
+
+
+@pytest.mark.usefixtures("env")
+def test_who_shares_a_gpu_is_told(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["0"])
+    for rank, how, shared in (
+        (2, ["executor.workers=2"], "another worker"),
+        (4, ["executor.workers=1", "executor.shared_gpu=true"], "other programs"),
+        (8, ["executor.workers=1"], None),
+    ):
+        one = words(data, tmp_path, f"lora.r={rank}", "seed=0,1", *how)
+        told = lorasweep.sweep(*one)["shared"].to_numpy()
+        assert [None if value != value else value for value in told] == [shared] * 2
 
 
 @pytest.mark.usefixtures("env")
