@@ -34,7 +34,7 @@ def planned(
 
 def shown(found: plan.Plan) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    console.print(plan.table(found))
+    plan.show(found, console)
     return console.export_text()
 
 

@@ -5,13 +5,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from omegaconf import MISSING, DictConfig
 
-from lorasweep import addresses, costs, glance, packs, plan, samplers, space, startup
+from lorasweep import addresses, costs, glance, naming, packs, plan, samplers, space, startup
 from lorasweep.composition import Composer, plain
 from lorasweep.config import LISTED_SAMPLERS
 from lorasweep.costs import devices
@@ -38,6 +39,11 @@ class Request:
     def settings(self) -> Trial:
         """Any of the trials, for what is the same in all."""
         return self.trials[0]
+
+    @cached_property
+    def varying(self) -> tuple[str, ...]:
+        """Settings that tell the trials apart besides model, method, target, rank and alpha."""
+        return naming.varying(self.trials)
 
     def sampler(self, fitting: Sequence[Trial]) -> Sampler:
         """Return what hands out the trials: those given, or the search."""
@@ -162,8 +168,11 @@ def already_quantised(trials: Iterable[Trial]) -> list[str]:
     return found
 
 
-def fetch(trials: Sequence[Trial]) -> None:
+def fetch(trials: Sequence[Trial]) -> list[str]:
     """Bring bases and data to this machine before the first trial starts.
+
+    Returns:
+        A sentence about each task: how many items, and what score is had without learning.
 
     Raises:
         RequestError: something cannot be had; holds all that cannot.
@@ -172,6 +181,7 @@ def fetch(trials: Sequence[Trial]) -> None:
     from lorasweep.models import source
 
     problems: list[str] = []
+    told: list[str] = []
     cache = source.cache_home()
     for trial in _distinct(trials, "model"):
         try:
@@ -180,7 +190,9 @@ def fetch(trials: Sequence[Trial]) -> None:
             problems.append(f"model={trial['model.name']}: {error}")
     for trial in _distinct(trials, "task"):
         try:
-            tasks.load(trial.group("task"), cache)
+            told.append(
+                tasks.described(trial.group("task"), tasks.load(trial.group("task"), cache))
+            )
         except RequestError as error:
             problems += error.problems
         except LorasweepError as error:
@@ -188,6 +200,7 @@ def fetch(trials: Sequence[Trial]) -> None:
     problems = problems or already_quantised(trials)  # that could not be told before
     if problems:
         raise RequestError(problems)
+    return told
 
 
 def unwritable(folder: Path) -> list[str]:
@@ -312,7 +325,7 @@ def carry_out(request: Request, *, inline: bool = False) -> Outcome:
 
     screen = console()
     if wanted == "table":
-        screen.print(plan.table(found))
+        plan.show(found, screen)
         return Outcome(DONE)
     if request.search is not None:
         screen.print("a search; its extremes are:", markup=False)
@@ -324,7 +337,8 @@ def carry_out(request: Request, *, inline: bool = False) -> Outcome:
     code = rest.shown(request, trials, screen)
     if code is not None:
         return Outcome(code, tuple(t.key for t in trials))
-    fetch(request.trials)
+    for sentence in fetch(request.trials):
+        screen.print(sentence, markup=False)
     # Read when the libraries are loaded, so set before. Threads that wait for each other in a
     # loop stop a busy machine: on 2 cores with one other process, 58 s in place of 14 s, and
     # 7.2 s in place of 7.6 s on idle ones. And the bars on the screen are ours.

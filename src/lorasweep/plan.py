@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorasweep import packs
+from lorasweep import naming, packs
 from lorasweep.costs import memory, parameters, seconds
 from lorasweep.costs.devices import Device
 from lorasweep.costs.seconds import Calibration, Data
@@ -15,7 +15,7 @@ from lorasweep.costs.setting import Setting, setting_of
 from lorasweep.trial import FINAL_STATES, Form, Trial, filled, form
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console
 
 GIB = 2**30
 State = Literal["new", "done", "failed", "shared"]
@@ -352,23 +352,30 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def table(plan: Plan) -> "RenderableType":
-    """Plan for people: a row a trial, or a row a group where there are many."""
-    from rich.console import Group
+def show(plan: Plan, screen: "Console") -> None:
+    """Print the plan for people: a row a trial, or a row a group where there are many."""
     from rich.table import Table
-    from rich.text import Text
+
+    from lorasweep import width
 
     drawn = Table(
         title=f"Plan on {plan.device.name}, {plan.device.gib:.1f} GiB", title_justify="left"
     )
     for name in ("model", "method", "target"):
         drawn.add_column(name)
-    for name in ("r", "α", "state", "trainable", "% of all", *COLUMNS, "GiB", "time", "fits"):
+    varying = naming.varying(p.trial for p in plan.trials)
+    titles = [naming.title(name, varying) for name in varying]
+    if len({p.trial["seed"] for p in plan.trials}) > 1:
+        varying, titles = (*varying, "seed"), [*titles, "seed"]
+    costs = ("trainable", "% of all", *COLUMNS, "GiB", "time", "fits")
+    for name in ("r", "α", *titles, "state", *costs):
         drawn.add_column(name, justify="right")
     for group in groups(plan):
-        drawn.add_row(*row(group), style=None if all(p.fits for p in group) else "red")
+        drawn.add_row(*row(group, varying), style=None if all(p.fits for p in group) else "red")
+    width.show(screen, drawn, ["% of all", *COLUMNS, "trainable"])
     note = "GiB are the peak that PyTorch allocates; a trial fits if its pool and CUDA do too."
-    return Group(drawn, Text(note, style="dim"), Text(short(plan)))
+    screen.print(note, style="dim", markup=False)
+    screen.print(short(plan), markup=False)
 
 
 # Columns of the table → parts of the peak.
@@ -385,12 +392,13 @@ def groups(plan: Plan) -> list[list[Planned]]:
         return [[p] for p in plan.trials]
     found: defaultdict[tuple[str, ...], list[Planned]] = defaultdict(list)
     for p in plan.trials:
-        names = ("model.name", "method.name", *(("target.name",) if p.trial.adapts else ()))
-        found[(*(str(p.trial[name]) for name in names), p.state, str(p.fits))].append(p)
+        layers = naming.target(p.trial.config) if p.trial.adapts else ""
+        named = (str(p.trial["model.name"]), str(p.trial["method.name"]), layers)
+        found[*named, p.state, str(p.fits)].append(p)
     return list(found.values())
 
 
-def row(group: Sequence[Planned]) -> list[str]:
+def row(group: Sequence[Planned], varying: Sequence[str]) -> list[str]:
     """Cells of a row; the memory is that of its largest trial, the time that of all."""
     first, largest = group[0], max(group, key=lambda p: p.memory.allocated)
     many = f"{len(group)} " if len(group) > 1 else ""
@@ -398,9 +406,10 @@ def row(group: Sequence[Planned]) -> list[str]:
     return [
         str(first.trial["model.name"]),
         str(first.trial["method.name"]),
-        str(first.trial["target.name"]) if first.trial.adapts else "–",
+        naming.target(first.trial.config) if first.trial.adapts else "–",
         spread([p.trial["lora.r"] for p in group if p.trial.adapts]),
         spread([p.trial["lora.alpha"] for p in group if p.trial.adapts], "g"),
+        *(several([naming.cell(p.trial.config, name) for p in group]) for name in varying),
         many + first.state,
         spread([p.parameters.trainable for p in group]),
         spread([p.parameters.percent for p in group], ".4f"),
@@ -417,3 +426,9 @@ def spread(values: Sequence[float], form: str = ",") -> str:
         return "–"
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low}…{high}"
+
+
+def several(texts: Sequence[str]) -> str:
+    """Return the one text, or how many there are."""
+    different = len(set(texts))
+    return texts[0] if different == 1 else f"{different} values"

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from filelock import FileLock
 
-from lorasweep import addresses, glance, leases
+from lorasweep import addresses, glance, leases, naming
 from lorasweep.errors import RecordError, RefusedError
 from lorasweep.store import Run, Store, Study, sentences
 from lorasweep.tables import Tables
@@ -242,6 +242,7 @@ class Record:
         trial: Trial,
         engine: str,
         *,
+        name: str | None = None,
         enough: Callable[[Mapping[str, Any]], bool] = _has_ended,
         besides: Container[str] = (),
         contested: bool = False,
@@ -257,6 +258,7 @@ class Record:
             sweep: the run of the sweep.
             trial: what is to be run.
             engine: name of the engine that will run it.
+            name: what people call it; without, what it is called where nothing else varies.
             enough: of the tags of a run of it, whether the trial need not be run again.
             besides: runs that do not count.
             contested: another process had it before, and may be dead by now.
@@ -267,7 +269,8 @@ class Record:
         with self._sentences():
             if careful and rivals() is None:
                 return None  # before a run is made in vain
-            run = self._create(sweep, trial, engine, "asking" if careful else "held")
+            called = name or naming.label(trial)
+            run = self._create(sweep, trial, engine, called, "asking" if careful else "held")
             if careful and not _wins(run, rivals):
                 self._store.delete(run)
                 return None
@@ -275,7 +278,7 @@ class Record:
                 self._store.tag(run, "lorasweep.claim", "held")
             return run
 
-    def _create(self, sweep: str, trial: Trial, engine: str, claim: str) -> str:
+    def _create(self, sweep: str, trial: Trial, engine: str, name: str, claim: str) -> str:
         tags = {
             _PARENT: sweep,
             "lorasweep.key": trial.key,
@@ -293,7 +296,7 @@ class Record:
             tags |= ADAPTER_NOT_KEPT
         params = {k: _text(v) for k, v in trial.config.items()}
         study = self._study(str(trial["name"]))
-        return self._store.create(study, trial.label, tags, params).number
+        return self._store.create(study, name, tags, params).number
 
     def _rivals(
         self,

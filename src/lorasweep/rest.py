@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lorasweep import addresses, glance, packs
+from lorasweep import addresses, glance, packs, width
 from lorasweep.errors import DONE, SOME_FAILED
-from lorasweep.screen import results
+from lorasweep.screen import collapsed, means, results
 from lorasweep.trial import FINAL_STATES, State, Trial, lacks_adapter
 
 if TYPE_CHECKING:
@@ -53,7 +53,15 @@ def tell(
     """Show the table of a sweep and how many trials are done. Returns how many failed."""
     if rows:
         by = ", ".join(o.name for o in request.objectives)
-        screen.print(results(rows, by, front))
+        over_seeds = means(rows, request.varying)
+        if over_seeds is not None:
+            width.show(screen, over_seeds, ["F1 macro"])
+        spare = ["trainable", "memory", "train s", "F1 macro"]
+        width.show(screen, results(rows, by, front, request.varying), spare)
+    one_class = sum(map(collapsed, rows))
+    if one_class:
+        many = f"{one_class} of them predict" if one_class > 1 else "1 of them predicts"
+        screen.print(f"{many} one class for all items", markup=False)
     states = [row["lorasweep.state"] for row in rows]
     failed, diverged = states.count("failed") + states.count("oom"), states.count("diverged")
     seconds = time.time() - request.began

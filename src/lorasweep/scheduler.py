@@ -411,6 +411,7 @@ class Scheduler:
                     self.sweep,
                     trial,
                     engine,
+                    name=self.screen.label(trial),
                     enough=self.enough,
                     besides=self.ended_before,
                     contested=contested,
@@ -568,7 +569,7 @@ class Scheduler:
             with self.use.recording():
                 self.outbox.send(attempt.run, self._folder(attempt), result, tags)
         except OSError as error:
-            self.fail(f"the result of {trial.label} could not be kept: {error}")
+            self.fail(f"the result of {self.screen.label(trial)} could not be kept: {error}")
         self.states[result.state] += 1
         if result.state == "done":
             seconds = time.monotonic() - attempt.began
@@ -595,7 +596,9 @@ class Scheduler:
         end = time.monotonic() - self.started + ratio * self.predicted(trial)
         if end <= budget * 60:
             return True
-        self.screen.say(f"executor.time_budget={budget}: {trial.label} would not end in time")
+        self.screen.say(
+            f"executor.time_budget={budget}: {self.screen.label(trial)} would not end in time"
+        )
         self.stopped = True
         return False
 

@@ -2,9 +2,11 @@
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lorasweep import naming
 from lorasweep.trial import Result, Trial
 
 PLAIN_WIDTH = 150  # columns when the output is no terminal: no line is cut at 80
@@ -83,7 +86,8 @@ class _Row:
 class Screen:
     """Progress of a sweep: a live table on a terminal, plain lines in a file."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, varying: Sequence[str] = ()) -> None:
+        self.varying = varying  # settings that tell the trials apart
         self.console = console()
         self.total, self.ended, self.failed = total, 0, 0
         self.began = time.monotonic()
@@ -112,13 +116,17 @@ class Screen:
         if self.console.is_terminal:
             self.live.stop()
 
+    def label(self, trial: Trial) -> str:
+        """Name a trial so that it is told from the others of the sweep."""
+        return naming.label(trial, self.varying)
+
     # ------------------------------------------------------------ what happens
 
     def begin(self, trial: Trial, worker: int) -> None:
         """A trial starts."""
         if self.first is None:
             self.first = time.time()
-        self.rows[trial.key] = _Row(trial.label, worker)
+        self.rows[trial.key] = _Row(self.label(trial), worker)
 
     def step(self, key: str, step: int, total: int, loss: float | None) -> None:
         """``step`` of ``total`` are done."""
@@ -149,7 +157,7 @@ class Screen:
         """A trial failed and will be tried again."""
         self.rows.pop(trial.key, None)
         how = f" with {change}" if change else ""
-        self.say(f"again{how}: {trial.label}: {result.error}", style="yellow")
+        self.say(f"again{how}: {self.label(trial)}: {result.error}", style="yellow")
 
     def again_together(self, trials: Sequence[Trial], reason: str, most: int) -> None:
         """Say that the process of a pack has ended, whose trials will be tried again."""
@@ -171,11 +179,12 @@ class Screen:
             text = (
                 f"accuracy {float(row.get('eval/accuracy', 0)):.3f}  "
                 f"F1 {float(row.get('eval/f1_macro', 0)):.3f}  {seconds:.1f} s  {_memory(row)}"
+                + ("  (predicts one class only)" if collapsed(row) else "")
             )
         else:
             text = f"{state} ({row.get('lorasweep.error') or 'no more steps were run'})"
         style = {"done": None, "pruned": "dim", "stopped": "yellow"}.get(state, "red")
-        self.say(f"{place} {trial.label}: {text}{note}", style=style)
+        self.say(f"{place} {self.label(trial)}: {text}{note}", style=style)
 
     def say_once(self, text: str) -> None:
         """Say what many trials have in common once."""
@@ -262,7 +271,10 @@ def _memory(metrics: Mapping[str, Any]) -> str:
 
 
 def results(
-    rows: Sequence[Mapping[str, Any]], by: str = "accuracy", front: Iterable[bool] = ()
+    rows: Sequence[Mapping[str, Any]],
+    by: str = "accuracy",
+    front: Iterable[bool] = (),
+    varying: Sequence[str] = (),
 ) -> Table:
     """Table of trials in the order given.
 
@@ -270,47 +282,107 @@ def results(
         rows: of the record.
         by: what they are ordered by, for the title.
         front: which of them lie on the Pareto front, where there are several objectives.
+        varying: settings that tell the trials apart, besides those that are always shown.
     """
     packed = any("time/pack_share_s" in row for row in rows)
-    note = "* its share of a pack's time; the memory of the whole pack" if packed else None
-    table = Table(title=f"Trials by {by}", title_justify="left", caption=note)
-    for name, justify in (
-        ("model", "left"),
-        ("method", "left"),
-        ("target", "left"),
-        ("r", "right"),
-        ("α", "right"),
-        ("seed", "right"),
-        ("accuracy", "right"),
-        ("F1 macro", "right"),
-        ("trainable", "right"),
-        ("memory", "right"),
-        ("train s", "right"),
-        ("state", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    notes = ["* its share of a pack's time; the memory of the whole pack"] if packed else []
+    table = Table(title=f"Trials by {by}", title_justify="left", caption_justify="left")
+    _columns(table, varying)
+    for name in ("seed", "accuracy", "F1 macro", "trainable", "memory", "train s"):
+        table.add_column(name, justify="right")
+    table.add_column("state")
     marks = [*front] or [False] * len(rows)
     found = list(zip(rows, marks, strict=True))
     shown = found[:BEST] + [(row, best) for row, best in found[BEST:] if best]
     if len(found) > len(shown):
-        table.caption, table.caption_justify = f"and {len(found) - len(shown):,} more", "left"
+        notes.append(f"and {len(found) - len(shown):,} more")
     for row, best in shown:
-        adapts = row["method.trains"] == "adapter"
         table.add_row(
-            row["model.name"],
-            row["method.name"],
-            row["target.name"] if adapts else "–",
-            str(row["lora.r"]) if adapts else "–",
-            f"{float(row['lora.alpha']):g}" if adapts else "–",
+            *_who(row, varying),
             str(row["seed"]),
             _number(row, "eval/accuracy", ".3f"),
             _number(row, "eval/f1_macro", ".3f"),
             _number(row, "params/trainable", ",.0f"),
             _memory(row),
             _seconds(row),
-            row.get("lorasweep.state", "?") + (" ★" if best else ""),
+            row.get("lorasweep.state", "?")
+            + (", one class" if collapsed(row) else "")
+            + (" ★" if best else ""),
         )
+    table.caption = "; ".join(notes) or None
     return table
+
+
+def means(rows: Sequence[Mapping[str, Any]], varying: Sequence[str] = ()) -> Table | None:
+    """Table of means over seeds, the best accuracy first; None where no two differ in seed only.
+
+    Only trials that are done count; ``seeds`` says how many of how many those are.
+    """
+    points: defaultdict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        points[_who(row, varying)].append(row)
+    if all(len(alike) < 2 for alike in points.values()):
+        return None
+    table = Table(title="Means over seeds by accuracy, ± the deviation between seeds")
+    table.title_justify = "left"
+    _columns(table, varying)
+    for name in ("seeds", "accuracy", "F1 macro"):
+        table.add_column(name, justify="right")
+    found = []
+    for who, alike in points.items():
+        done = [row for row in alike if row.get("lorasweep.state") == "done"]
+        scores = [float(row["eval/accuracy"]) for row in done if "eval/accuracy" in row]
+        f1 = [float(row["eval/f1_macro"]) for row in done if "eval/f1_macro" in row]
+        count = str(len(alike)) if len(done) == len(alike) else f"{len(done)} of {len(alike)}"
+        found.append((fmean(scores) if scores else -1.0, (*who, count, _mean(scores), _mean(f1))))
+    for _, cells in sorted(found, key=lambda one: -one[0])[:BEST]:
+        table.add_row(*cells)
+    return table
+
+
+def collapsed(row: Mapping[str, Any]) -> bool:
+    """Whether a trial predicted one class for all items, by its scores.
+
+    Of K classes that one has recall 1 and the share p of its items as precision: the macro means
+    are 1/K and p/K, and F1 is 2p/(1 + p)/K, with p the accuracy. Where all items are of that
+    class, nothing else could be predicted.
+    """
+    names = ("accuracy", "recall_macro", "precision_macro", "f1_macro")
+    if any(f"eval/{name}" not in row for name in names):
+        return False
+    accuracy, recall, precision, f1 = (float(row[f"eval/{name}"]) for name in names)
+    if not 0 < recall < 1:
+        return False
+    whole = abs(1 / recall - round(1 / recall)) < 1e-6
+    alike = abs(precision - accuracy * recall) < 1e-6
+    return whole and alike and abs(f1 - 2 * accuracy / (1 + accuracy) * recall) < 1e-6
+
+
+def _columns(table: Table, varying: Sequence[str]) -> None:
+    for name in ("model", "method", "target"):
+        table.add_column(name)
+    for name in ("r", "α", *(naming.title(n, varying) for n in varying)):
+        table.add_column(name, justify="right")
+
+
+def _who(row: Mapping[str, Any], varying: Sequence[str]) -> tuple[str, ...]:
+    """Cells that say which point of a sweep a trial belongs to."""
+    adapts = row["method.trains"] == "adapter"
+    return (
+        str(row["model.name"]),
+        str(row["method.name"]),
+        naming.target(row) if adapts else "–",
+        str(row["lora.r"]) if adapts else "–",
+        f"{float(row['lora.alpha']):g}" if adapts else "–",
+        *(naming.cell(row, name) for name in varying),
+    )
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread}"
 
 
 def _seconds(row: Mapping[str, Any]) -> str:

@@ -92,7 +92,7 @@ def _go(
         sampler.restore(_past(past, history.known))
         keys = [past[number]["key"] for number in sorted(past) if number < sampler.total]
     ended = [key for key in keys if key in history.known]  # a search may name a trial twice
-    screen = Screen(sampler.total - len(ended))
+    screen = Screen(sampler.total - len(ended), request.varying)
     heard = f", {len(ended)} already in the record" if ended else ""
     screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
     if sampler.remembers:

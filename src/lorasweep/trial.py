@@ -282,16 +282,6 @@ class Trial:
         """Whether a low-rank adapter is trained."""
         return bool(self.config["method.trains"] == "adapter")
 
-    @property
-    def label(self) -> str:
-        """Short name for people: model, method, target, rank and alpha."""
-        parts = [str(self["model.name"]), str(self["method.name"])]
-        if self.adapts:
-            parts += [str(self["target.name"]), f"r={self['lora.r']}", f"α={self['lora.alpha']:g}"]
-        if self["seed"]:
-            parts.append(f"seed={self['seed']}")
-        return " ".join(parts)
-
 
 ADAPTER_NOT_KEPT = {"lorasweep.adapter": "not kept"}  # tag of a run with save_adapter=false
 

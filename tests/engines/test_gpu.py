@@ -60,9 +60,9 @@ def test_strict_packs_give_the_same_bits(make: Make, tmp_path: Path, method: str
     for size, some in ((8, trials[:16]), (1, trials[::5])):
         curves = trained(some, tmp_path / str(size), size)
         for trial in some:
-            assert curves[trial.key] == whole[trial.key], (size, trial.label)
+            assert curves[trial.key] == whole[trial.key], (size, trial.key)
             one, other = adapter(trial, tmp_path / str(size)), adapter(trial, tmp_path / "32")
-            assert all(torch.equal(one[name], other[name]) for name in other), trial.label
+            assert all(torch.equal(one[name], other[name]) for name in other), trial.key
 
 
 def test_fast_packs_differ_by_rounding_alone(make: Make, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_fast_packs_differ_by_rounding_alone(make: Make, tmp_path: Path) -> None
         one, other = adapter(trial, tmp_path / "1"), adapter(trial, tmp_path / "32")
         for name, tensor in other.items():
             scale = float(tensor.abs().max())
-            assert float((one[name] - tensor).abs().max()) <= 0.1 * scale, (trial.label, name)
+            assert float((one[name] - tensor).abs().max()) <= 0.1 * scale, (trial.key, name)
 
 
 def test_the_few_that_are_left_are_recorded_anew(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorasweep import space
+from lorasweep import naming, space
 from lorasweep.composition import Composer
 from lorasweep.engines.packed import noise, steps
 from lorasweep.engines.packed.adapter import Template
@@ -67,14 +67,14 @@ def test_each_trial_of_a_mixed_pack_ends_as_alone(
         a, b = alone.results[trial.key], together.results[trial.key]
         assert a.state == b.state
         if exactness == "strict":
-            assert repr(a.curve) == repr(b.curve), trial.label  # repr: nan is equal to nan
+            assert repr(a.curve) == repr(b.curve), naming.label(trial)  # repr: nan is equal to nan
         if trial is wild:
             continue
         first, second = weights(trial, tmp_path / "alone"), weights(trial, tmp_path / "pack")
         assert first.keys() == second.keys()
         for name in first:
             if exactness == "strict":
-                assert torch.equal(first[name], second[name]), (trial.label, name)
+                assert torch.equal(first[name], second[name]), (naming.label(trial), name)
             else:
                 torch.testing.assert_close(first[name], second[name], **FAST)
 

@@ -16,6 +16,7 @@ __all__ = [
     "Examples",
     "Task",
     "TaskData",
+    "described",
     "digest",
     "load",
     "metrics",
@@ -102,3 +103,12 @@ def load(task: Task, cache: Path) -> TaskData:
     if task["source"] not in _SOURCES:
         raise RequestError(problems(task))
     return _source(str(task["source"])).load(task, cache)
+
+
+def described(task: Task, data: TaskData) -> str:
+    """Say how large a task is, and what the most common class alone would score."""
+    most = max(map(data.eval.labels.count, range(len(data.labels)))) / len(data.eval)
+    return (
+        f"task {task['name']}: {len(data.train):,} items to train, {len(data.eval):,} to evaluate, "
+        f"{len(data.labels)} classes; always the most common class has accuracy {most:.3f}"
+    )
