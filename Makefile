@@ -45,15 +45,16 @@ report: $(READY) ## all of it as one page -> results/report (from a results file
 	$(BIN)/python -m analysis report $(FROM)
 
 ui: $(READY) ## MLflow on localhost, to compare runs (RECORD= too)
-	@exec $(BIN)/python -m lorasweep.browse "$${RECORD:-outputs}" $(PORT)
+	@exec $(BIN)/python -m lorasweep.ui "$${RECORD:-outputs}" $(PORT)
 
 test: $(READY) ## the test-suite (real command lines on tiny models)
 	$(BIN)/python -m pytest
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src analysis sweep.py
+	PYTHONPATH=src:. $(BIN)/lint-imports
 
 format: $(READY) ## let ruff rewrite
 	$(BIN)/ruff check --fix .

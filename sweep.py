@@ -11,10 +11,10 @@ from lorasweep import cli
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def run(config: DictConfig) -> None:
     """Run one trial in this process (no ``-m``)."""
-    from lorasweep import app
+    from lorasweep.running import sweep
 
     # Exits itself: Hydra would write a line of its own about an error that passes through it.
-    sys.exit(cli.guarded(lambda: app.run_one(config)))
+    sys.exit(cli.guarded(lambda: sweep.run_one(config)))
 
 
 if __name__ == "__main__":

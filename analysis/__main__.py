@@ -9,11 +9,10 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis import cells, figures, tables
-from analysis import details as more
-from analysis import table as tidy
+from analysis import figures, tables, views
 from lorasweep import addresses
 from lorasweep.errors import DONE, LorasweepError, RequestError
+from lorasweep.results import details, files
 
 RECORD = Path("outputs") / addresses.NAME
 RESULTS = Path("results")
@@ -106,11 +105,11 @@ def _results_of(uri: str | None) -> Path:
 
 def _make_table(uri: str, out: Path, *, whole: bool) -> pd.DataFrame:
     """Write the table, and beside it the answers and curves: all with ``whole``, or those known."""
-    made = tidy.build(uri)
-    tidy.write(made, out)
+    made = files.build(uri)
+    files.write(made, out)
     # A record that was moved without its artefacts has answers only in the earlier file.
-    found = more.build(uri, made) if whole else more.empty()
-    more.write(more.completed(found, more.read(out), made), out)
+    found = details.build(uri, made) if whole else details.empty()
+    details.write(details.completed(found, details.read(out), made), out)
     done = int((made["state"] == "done").sum())
     _say(f"{out}: {len(made)} trial{'s' * (len(made) > 1)}, {done} finished, from {uri}")
     return made
@@ -119,7 +118,7 @@ def _make_table(uri: str, out: Path, *, whole: bool) -> pd.DataFrame:
 def _trials(place: _Place, *, whole: bool) -> pd.DataFrame:
     """Return the table of a command, made from the record first where there is one."""
     if place.uri is None:
-        return tidy.read(place.table)
+        return files.read(place.table)
     return _make_table(place.uri, place.table, whole=whole)
 
 
@@ -153,7 +152,7 @@ def _judge(place: _Place) -> None:
     from analysis import claims  # scipy's and statsmodels' tests: not for the other commands
 
     trials = _trials(place, whole=True)
-    cards = claims.judge(trials, more.read(place.table))
+    cards = claims.judge(trials, details.read(place.table))
     for card in cards:
         _say(card.title)
         for claim in card.claims:
@@ -171,7 +170,7 @@ def _report(place: _Place) -> None:
     commands = path.with_suffix(".commands.txt")
     told = commands.read_text(encoding="utf-8") if commands.exists() else _typed(place)
     with Console(stderr=True).status("drawing"):
-        written = report.write(report.Source(trials, more.read(path), path, told), place.out)
+        written = report.write(report.Source(trials, details.read(path), path, told), place.out)
     _say(f"{written[0]}, {written[1]}: {len(written) - 2} figure files")
 
 
@@ -179,7 +178,7 @@ def _typed(place: _Place) -> str:
     """What was typed to make a record; nothing for a results file."""
     if place.uri is None:
         return ""
-    from lorasweep.record import Record
+    from lorasweep.record.record import Record
 
     return "\n".join(Record(place.uri, place.out).commands())
 
@@ -193,7 +192,7 @@ def _find_rates(place: _Place) -> None:
         raise RequestError(["no search for a learning rate: one rank and alpha, several rates"])
     for model, task in found:
         for row in rates.tried(trials, model, task).itertuples():
-            series = cells.series_name((str(row.method), str(row.target)))
+            series = views.series_name((str(row.method), str(row.target)))
             picked = "  picked" if row.picked else ""
             _say(f"{series:22} {row.learning_rate:<8g} {row.accuracy:.4f}{picked}")
         _say(rates.words(trials, model))

@@ -5,9 +5,10 @@ import math
 import pandas as pd
 
 from analysis import style
-from analysis.claims import patil2025, sides
-from analysis.details import Details
+from analysis.claims import sides
 from analysis.slices import Slice
+from analysis.studies.patil2025 import claims
+from lorasweep.results.details import Details
 
 
 def table(part: Slice, details: Details) -> pd.DataFrame:
@@ -26,7 +27,7 @@ def table(part: Slice, details: Details) -> pd.DataFrame:
         seen = trials.groupby(["r", "alpha"])
         means = seen[[study.metric, "params/trainable"]].mean().reset_index()
         means = means[(seen.size() == seen.size().max()).to_numpy()]
-        near = means[means[study.metric] >= means[study.metric].max() - patil2025.COUNTS]
+        near = means[means[study.metric] >= means[study.metric].max() - claims.COUNTS]
         near = near[near["r"] == near["r"].min()]
         best, least = (rows.nlargest(1, study.metric).iloc[0] for rows in (means, near))
         cells = [
@@ -61,6 +62,6 @@ def _weights(row: pd.Series) -> str:
 
 SAYS = (
     "For each method and layers, the highest mean accuracy over seeds (*of* so many means), and "
-    f"the smallest rank whose mean is within {patil2025.COUNTS:g} of it. The best of many means is "
+    f"the smallest rank whose mean is within {claims.COUNTS:g} of it. The best of many means is "
     "a little too good, and the least is as sure as its interval is narrow."
 )

@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from analysis import cells, style
-from analysis.cells import View
+from analysis import style, views
 from analysis.names import escaped
+from analysis.views import View
 
 BAR_FIGURES = {(1, 2): 7, (4, 8): 8, (16, 32): 9, (64, 128): 10, (256, 512): 11}
 MEMORY = {
@@ -19,15 +19,15 @@ _SCORES = ("eval/accuracy", "eval/f1_macro", "eval/precision_macro", "eval/recal
 def caption_alpha(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> str:
     """Caption of Figure 3 (all-linear) or 4 (attention)."""
     number = {"all_linear": "Figure 3", "attention": "Figure 4"}.get(target, "Figure")
-    view = cells.alpha_view(table, model, task, target)
-    what = f"scores against α at r = {cells.ALPHA_RANK}, {style.target(target).name} layers"
+    view = views.alpha_view(table, model, task, target)
+    what = f"scores against α at r = {views.ALPHA_RANK}, {style.target(target).name} layers"
     return _caption(view, number, what, _SCORES, lines=True)
 
 
 def caption_rank(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> str:
     """Caption of Figure 5 (all-linear) or 6 (attention)."""
     number = {"all_linear": "Figure 5", "attention": "Figure 6"}.get(target, "Figure")
-    view = cells.rank_view(table, model, task, [target])
+    view = views.rank_view(table, model, task, [target])
     what = f"scores against the rank r at α = 2r, {style.target(target).name} layers"
     return _caption(view, number, what, _SCORES, lines=True)
 
@@ -44,7 +44,7 @@ def caption_bars(
 
 def caption_overview(table: pd.DataFrame, model: str, task: str) -> str:
     """Caption of the overview."""
-    view = cells.overview_view(table, model, task)
+    view = views.overview_view(table, model, task)
     memory = memory_metric(view)
     costs = (memory, "time/train_s") if costs_known(view) else ()
     what = f"accuracy, F1, {MEMORY[memory]} and training time" if costs else "accuracy and F1"
@@ -58,7 +58,7 @@ def caption_small_alpha(table: pd.DataFrame, model: str, task: str) -> str:
 
     The paper has no such figure, so nobody misses it.
     """
-    view = cells.small_alpha_view(table, model, task)
+    view = views.small_alpha_view(table, model, task)
     if view.done.empty:
         return ""
     ranks = " and ".join(f"{rank:g}" for rank in sorted(view.done["r"].unique()))
@@ -68,7 +68,7 @@ def caption_small_alpha(table: pd.DataFrame, model: str, task: str) -> str:
 
 def bars_view(table: pd.DataFrame, model: str, task: str, ranks: tuple[int, int]) -> View:
     """The paper's four method and target pairs at two ranks."""
-    return cells.rank_view(table, model, task, ["all_linear", "attention"], ranks)
+    return views.rank_view(table, model, task, ["all_linear", "attention"], ranks)
 
 
 def memory_metric(view: View) -> str:
@@ -94,7 +94,7 @@ def nothing(view: View) -> str:
 
 def notes(view: View) -> list[str]:
     """What belongs inside the picture too: cells without a result, and left-out settings."""
-    found = cells.gaps(view)
+    found = views.gaps(view)
     if not view.left_out.empty:
         found.append("other settings left out: see the caption")
     return found
@@ -111,8 +111,8 @@ def _caption(view: View, number: str, what: str, metrics: tuple[str, ...], *, li
         _sentence(_hardware(view)),
         _sentence(_references(view)),
         *([_SCALE] if lines else []),
-        *map(_sentence, cells.gaps(view)),
-        *map(_sentence, cells.unmeasured(view, metrics)),
+        *map(_sentence, views.gaps(view)),
+        *map(_sentence, views.unmeasured(view, metrics)),
     ]
     if view.remark:
         parts.append(_sentence(view.remark))
@@ -161,7 +161,7 @@ def _setting(view: View) -> str:
     if "learning rates:" in extra:  # tuned: one for each series, named there
         said.pop("learning_rate", None)
     examples = "every training example" if train == "none" else f"{train} training examples"
-    steps = cells.max_steps(view)
+    steps = views.max_steps(view)
     if steps:
         said.pop("epochs", None)
         examples = f"{steps} steps on batches drawn from {examples}"
@@ -183,7 +183,7 @@ def _references(view: View) -> str:
     told = []
     for method, trials in view.references.groupby("method"):
         look = style.method(str(method))
-        accuracy = cells.reference(view, str(method), "eval/accuracy")
+        accuracy = views.reference(view, str(method), "eval/accuracy")
         text = f"{look.name} (accuracy {accuracy:.3f}, {_many(len(trials), 'seed')}"
         if method != "base":
             text += f", learning rate {trials['learning_rate'].iloc[0]:g}"

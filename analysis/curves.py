@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from analysis import cells, style
-from analysis.cells import View
+from analysis import style, views
 from analysis.names import escaped
+from analysis.views import View
 from lorasweep.errors import RequestError
 
 Colour = tuple[float, float, float]
@@ -23,7 +23,7 @@ def plot_curves(
     table: pd.DataFrame, curves: pd.DataFrame, model: str, task: str, metric: str = "train/loss"
 ) -> Figure:
     """One metric against the step at alpha = 2r: seeds as thin lines, their mean as a thick one."""
-    view = cells.rank_view(table, model, task, cells.TARGETS)
+    view = views.rank_view(table, model, task, views.TARGETS)
     known = _joined(view, curves, metric)
     if known.empty:
         raise RequestError([f"no curve of {metric} for {model} on {task}"])
@@ -34,14 +34,14 @@ def plot_curves(
         for letter, axes, (method, target) in zip("abcd", grid.flat, view.series, strict=True):
             own = known[(known["method"] == method) & (known["target"] == target)]
             _panel(axes, own, ranks, method)
-            axes.set_title(f"({letter}) {cells.series_name((method, target))}", loc="left")
+            axes.set_title(f"({letter}) {views.series_name((method, target))}", loc="left")
         low, high = np.nanquantile(known["value"], [0.0, 0.995])
         grid[0, 0].set_ylim(*_room(float(low), float(high)))
         for axes in grid[1]:
             axes.set_xlabel("step")
         for axes in grid[:, 0]:
             axes.set_ylabel(NAMES[metric])
-        title = cells.heading(model, task, f"{NAMES[metric]} at α = 2r", view.rows)
+        title = views.heading(model, task, f"{NAMES[metric]} at α = 2r", view.rows)
         figure.suptitle(title, x=0.01, ha="left")
         for axes in grid[:, 1]:
             axes.legend(title="rank r", loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -52,7 +52,7 @@ def caption(
     table: pd.DataFrame, curves: pd.DataFrame, model: str, task: str, metric: str = "train/loss"
 ) -> str:
     """What the lines are, and how many."""
-    view = cells.rank_view(table, model, task, cells.TARGETS)
+    view = views.rank_view(table, model, task, views.TARGETS)
     known = _joined(view, curves, metric)
     if known.empty:
         return f"**Learning curves: not drawn.** No {NAMES[metric]} is in the results."

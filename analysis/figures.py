@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import captions, cells, rates, style
-from analysis.cells import Series, View
+from analysis import captions, rates, style, views
 from analysis.names import escaped, image, stem
 from analysis.slices import slices
+from analysis.views import Series, View
 from lorasweep.errors import RecordError, RequestError
 
 
@@ -43,14 +43,14 @@ SCORES = (
 
 def plot_alpha(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> Figure:
     """Figures 3 and 4: four scores against alpha at r = 8, LoRA and QLoRA on one target."""
-    view = _drawable(cells.alpha_view(table, model, task, target))
-    what = f"score against α at r = {cells.ALPHA_RANK}, {style.target(target).name} layers"
+    view = _drawable(views.alpha_view(table, model, task, target))
+    what = f"score against α at r = {views.ALPHA_RANK}, {style.target(target).name} layers"
     return _line_figure(view, SCORES, what)
 
 
 def plot_rank(table: pd.DataFrame, model: str, task: str, target: str = "all_linear") -> Figure:
     """Figures 5 and 6: four scores against the rank at alpha = 2r, LoRA and QLoRA."""
-    view = _drawable(cells.rank_view(table, model, task, [target]))
+    view = _drawable(views.rank_view(table, model, task, [target]))
     what = f"score against rank at α = 2r, {style.target(target).name} layers"
     return _line_figure(view, SCORES, what)
 
@@ -73,7 +73,7 @@ def plot_bars(
 
 def plot_overview(table: pd.DataFrame, model: str, task: str) -> Figure:
     """Accuracy, F1, peak memory and training time against the rank, all methods and targets."""
-    view = _drawable(cells.overview_view(table, model, task))
+    view = _drawable(views.overview_view(table, model, task))
     memory = captions.memory_metric(view)
     panels: tuple[Panel, ...] = (
         *SCORES[:2],
@@ -88,9 +88,9 @@ def plot_overview(table: pd.DataFrame, model: str, task: str) -> Figure:
 
 def plot_small_alpha(table: pd.DataFrame, model: str, task: str) -> Figure:
     """Accuracy against alpha at the ranks that were run with an alpha below them, a row a rank."""
-    view = _drawable(cells.small_alpha_view(table, model, task))
+    view = _drawable(views.small_alpha_view(table, model, task))
     ranks = sorted(view.done["r"].unique())
-    targets = [name for name in cells.TARGETS if (view.done["target"] == name).any()]
+    targets = [name for name in views.TARGETS if (view.done["target"] == name).any()]
     with style.context():
         size = 3.6 * len(targets), 0.7 + 2.1 * len(ranks)
         figure = Figure(figsize=size, layout="constrained")
@@ -227,14 +227,14 @@ def _lines(axes: Axes, view: View, panel: Panel) -> None:
         place = {x: x * aside for x in view.xs}
         _spread(axes, view, series, panel.metric, place, above=not panel.from_zero)
     _reference_lines(axes, view, panel.metric)
-    low, high = cells.extent(view, panel.metric)
+    low, high = views.extent(view, panel.metric)
     if np.isnan(low):
         axes.text(0.5, 0.5, "not in the record", transform=axes.transAxes, ha="center")
         axes.set_yticks([])
     elif panel.from_zero:
         axes.set_ylim(bottom=0)
     else:
-        style.score_axis(axes, low, high, cells.reference(view, "base", panel.metric))
+        style.score_axis(axes, low, high, views.reference(view, "base", panel.metric))
     _failures(axes, view, panel.metric)
 
 
@@ -242,7 +242,7 @@ def _mean_line(axes: Axes, view: View, series: Series, metric: str) -> None:
     """A line through the means, broken where the record has nothing."""
     several = len({target for _, target in view.series}) > 1
     look, layers = style.method(series[0]), style.target(series[1])
-    found = cells.points(view, series, metric)
+    found = views.points(view, series, metric)
     filled = layers.filled or not several
     axes.plot(
         found.index.to_numpy(),
@@ -255,7 +255,7 @@ def _mean_line(axes: Axes, view: View, series: Series, metric: str) -> None:
         markerfacecolor=look.colour if filled else "white",
         markeredgecolor="white" if filled else look.colour,
         markeredgewidth=0.5 if filled else 0.9,
-        label=cells.series_name(series) if several else look.name,
+        label=views.series_name(series) if several else look.name,
         zorder=3.2 if filled else 3,
     )
 
@@ -269,7 +269,7 @@ def _spread(
     above: bool = True,
 ) -> None:
     """Interval over seeds, and every seed where they are few; ``place`` moves x aside."""
-    found = cells.points(view, series, metric)
+    found = views.points(view, series, metric)
     found = found[(found["n"] > 1) & found.index.isin(list(place))]
     if found.empty:
         return
@@ -280,7 +280,7 @@ def _spread(
     axes.errorbar(
         where, found["mean"], yerr=around, fmt="none", ecolor=colour, elinewidth=0.8, zorder=layer
     )
-    seeds = cells.values(view, series, metric)
+    seeds = views.values(view, series, metric)
     seeds = seeds[seeds["x"].isin(found.index[found["n"] <= captions.FEW_SEEDS])]
     axes.scatter(
         seeds["x"].map(place),
@@ -295,7 +295,7 @@ def _spread(
 
 def _failures(axes: Axes, view: View, metric: str) -> None:
     """Write into the axes how trials ended where none finished, clear of the other series."""
-    means = [cells.points(view, series, metric)["mean"] for series in view.series]
+    means = [views.points(view, series, metric)["mean"] for series in view.series]
     for x in view.xs:
         ends = {(series[0], view.state(series, x)): None for series in view.series}
         lost = [(method, state) for method, state in ends if state not in ("done", "not run")]
@@ -328,7 +328,7 @@ def _short(state: str) -> str:
 
 def _reference_lines(axes: Axes, view: View, metric: str) -> None:
     for method in view.references["method"].unique():
-        look, level = style.method(method), cells.reference(view, method, metric)
+        look, level = style.method(method), views.reference(view, method, metric)
         # Evaluation alone has no training time and no comparable memory.
         if np.isnan(level) or (method == "base" and not metric.startswith("eval/")):
             continue
@@ -341,7 +341,7 @@ def _bars(axes: Axes, view: View, rank: float) -> None:
     for number, series in enumerate(view.series):
         look, layers = style.method(series[0]), style.target(series[1])
         places = np.arange(len(SCORES)) + (number - (len(view.series) - 1) / 2) * width
-        means = [float(cells.points(view, series, p.metric)["mean"][rank]) for p in SCORES]
+        means = [float(views.points(view, series, p.metric)["mean"][rank]) for p in SCORES]
         axes.bar(
             places,
             means,
@@ -350,7 +350,7 @@ def _bars(axes: Axes, view: View, rank: float) -> None:
             edgecolor=look.colour,
             hatch=layers.hatch,
             linewidth=0.7,
-            label=cells.series_name(series),
+            label=views.series_name(series),
         )
         for x, mean, panel in zip(places, means, SCORES, strict=True):
             if np.isnan(mean):
@@ -366,7 +366,7 @@ def _base_marks(axes: Axes, view: View) -> None:
     """The untrained model's score across each group."""
     look, label = style.method("base"), style.method("base").name
     for group, panel in enumerate(SCORES):
-        level = cells.reference(view, "base", panel.metric)
+        level = views.reference(view, "base", panel.metric)
         if not np.isnan(level):
             axes.plot(
                 [group - 0.45, group + 0.45],
@@ -392,7 +392,7 @@ def _finish(figure: Figure, view: View, what: str) -> None:
     figure.legend(
         list(labels.values()),
         list(labels),
-        title=cells.heading(view.model, view.task, what, view.rows),
+        title=views.heading(view.model, view.task, what, view.rows),
         title_fontsize=9,
         alignment="left",
         loc="outside upper left",

@@ -16,13 +16,14 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import hardware
-from analysis import table as tidy
-from analysis.claims import costs
-from analysis.predicted import GIB, N_LABELS, gib, hours, trial_of
+from analysis.planned import GIB, N_LABELS, gib, hours, trial_of
+from analysis.studies.llama2_guide import hardware
+from analysis.studies.patil2025 import cost_claim
 from analysis.tables import markdown
-from lorasweep.costs import Data, memory, parameters, shapes
-from lorasweep.trial import Trial
+from lorasweep.costs import memory, parameters, shapes
+from lorasweep.costs.seconds import Data
+from lorasweep.results import tidy
+from lorasweep.trial.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIALS, BENCH = ROOT / "results/trials.parquet", ROOT / "bench/results/memory_h100.csv"
@@ -69,7 +70,9 @@ class Measurements:
     def __init__(self, trials: Path, bench: Path) -> None:
         self.trials = pd.read_parquet(trials) if trials.exists() else pd.DataFrame()
         whole = set(tidy.COLUMNS) <= set(self.trials.columns)
-        self.arms = costs.costs(self.trials, "llama3_8b") if whole else costs.Costs({}, {}, 0)
+        self.arms = (
+            cost_claim.costs(self.trials, "llama3_8b") if whole else cost_claim.Costs({}, {}, 0)
+        )
         self.bench = pd.read_csv(bench) if bench.exists() else pd.DataFrame()
 
     def of_trials(self, column: str, **equal: Any) -> float:
@@ -141,7 +144,7 @@ def _arm(measured: Measurements, arm: str, column: str) -> float:
 
 def _hours(measured: Measurements, arm: str, plain: bool, **names: str) -> float:
     """Hours of the paper's training; ``plain`` rows have the settings that trials usually have."""
-    step = _arm(measured, arm, costs.STEP_S)
+    step = _arm(measured, arm, cost_claim.STEP_S)
     if not math.isnan(step) or not plain:
         return step * PAPER_STEPS / 3600
     short = {"train_size": 50_000.0} if "train_size" in measured.trials else {}

@@ -16,13 +16,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import cells, style
-from analysis import table as tidy
-from analysis.cells import View
+from analysis import style, views
 from analysis.names import escaped
-from lorasweep.costs import Calibration, Data, devices, memory, seconds
+from analysis.views import View
+from lorasweep.costs import devices, memory, seconds
+from lorasweep.costs.seconds import Calibration, Data
 from lorasweep.errors import RequestError
-from lorasweep.trial import Trial
+from lorasweep.results import files
+from lorasweep.trial.trial import Trial
 
 GIB = 2**30
 SCORE = "eval/accuracy"
@@ -88,7 +89,7 @@ def priced(view: View) -> tuple[pd.DataFrame, tuple[Price, Price]]:
         One row a cell: ``method target r alpha``, ``score low high n``, ``memory`` and ``time``.
     """
     done = view.done
-    alone = done[tidy.alone(done)]
+    alone = done[files.alone(done)]
     measures = {
         "memory": next(
             (c for c in ("memory/peak_allocated_gib", "memory/peak_rss_gib") if _known(alone, c)),
@@ -108,9 +109,9 @@ def priced(view: View) -> tuple[pd.DataFrame, tuple[Price, Price]]:
     for cell, trials in groups:
         method, target, r, alpha = (str(name) for name in cell)
         scores = trials[SCORE].to_numpy(dtype=float)
-        low, high = cells.interval(scores)
+        low, high = views.interval(scores)
         rows.append((method, target, float(r), float(alpha), scores.mean(), low, high, len(scores)))
-        own = trials[tidy.alone(trials)]
+        own = trials[files.alone(trials)]
         for what, column in measures.items():
             measured[what].append(float(own[column].mean()) if column and len(own) else np.nan)
     names_of = ["method", "target", "r", "alpha", "score", "low", "high", "n"]
@@ -145,7 +146,7 @@ def front(price: Sequence[float], score: Sequence[float]) -> list[int]:
 
 def plot_pareto(table: pd.DataFrame, model: str, task: str) -> Figure:
     """Accuracy against memory and against training time; a step line joins the front."""
-    view = cells.study_view(table, model, task)
+    view = views.study_view(table, model, task)
     frame, prices = priced(view)
     shown = [price for price in prices if frame[price.column].notna().any()]
     if frame.empty or not shown:
@@ -161,7 +162,7 @@ def plot_pareto(table: pd.DataFrame, model: str, task: str) -> Figure:
         handles, labels = many[0].get_legend_handles_labels()
         figure.legend(
             *(handles, labels),
-            title=cells.heading(
+            title=views.heading(
                 model, task, "accuracy against cost; numbers are ranks on the front", view.rows
             ),
             title_fontsize=9,
@@ -189,7 +190,7 @@ def _scatter(axes: Axes, frame: pd.DataFrame, price: Price) -> None:
             markersize=4.5,
             markerfacecolor=look.colour if layers.filled else "white",
             markeredgewidth=0.9,
-            label=cells.series_name((str(method), str(target))),
+            label=views.series_name((str(method), str(target))),
         )
     best = front(list(x), list(y))
     axes.step(x[best], y[best], where="post", color=style.INK, linewidth=0.9, zorder=1)
@@ -222,7 +223,7 @@ def _around(rows: pd.DataFrame) -> "np.ndarray[Any, Any]":
 
 def caption(table: pd.DataFrame, model: str, task: str) -> str:
     """What the points, whiskers and prices are."""
-    view = cells.study_view(table, model, task)
+    view = views.study_view(table, model, task)
     frame, prices = priced(view)
     if frame.empty:
         return "**Accuracy against cost: not drawn.** No finished trial."

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from analysis import cells, style
+from analysis import style, views
 from analysis.names import escaped
 from lorasweep.errors import RequestError
 
@@ -76,7 +76,7 @@ def tried(table: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
     for (method, target, rate), trials in rows.groupby([*_SERIES, "learning_rate"]):
         done = trials.loc[trials["state"] == "done", "eval/accuracy"].dropna()
         scores = done.groupby(trials["seed"]).mean().to_numpy()
-        low, high = cells.interval(scores)
+        low, high = views.interval(scores)
         mean = float(scores.mean()) if len(scores) else float("nan")
         lost = asked - len(scores)
         found.append((method, target, rate, mean, low, high, len(scores), lost))
@@ -105,7 +105,7 @@ def words(table: pd.DataFrame, model: str) -> str:
         RequestError: a method or target has no rate.
     """
     found = picks(table, model)
-    lacking = [cells.series_name(series) for series in ORDER if series not in found]
+    lacking = [views.series_name(series) for series in ORDER if series not in found]
     if lacking:
         raise RequestError([f"no learning rate of {model} was found for {'; '.join(lacking)}"])
     return "train.learning_rate=" + ",".join(f"{found[series]:g}" for series in ORDER)
@@ -147,7 +147,7 @@ def _line(axes: Any, rows: pd.DataFrame, series: Series) -> None:
         markersize=4.5,
         markerfacecolor=look.colour if layers.filled else "white",
         markeredgewidth=0.9,
-        label=cells.series_name(series),
+        label=views.series_name(series),
     )
     best = rows["picked"].to_numpy(dtype=bool)
     axes.plot(

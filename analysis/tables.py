@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.cells import most_common
 from analysis.names import escaped
+from analysis.views import most_common
 from lorasweep.errors import RecordError
 
 _SCORES = {

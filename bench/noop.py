@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bench.arms.noop import METRICS, curve, metrics, work
 from lorasweep.engines.base import Watch
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 
 class Noop:

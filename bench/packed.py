@@ -91,10 +91,10 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from lorasweep import config, space
-    from lorasweep.composition import Composer
+    from lorasweep.space import expand, grammar, schema
+    from lorasweep.space.composition import Composer
 
-    config.register()
+    schema.register()
     ranks = [2**i for i in range(7 if args.ranks == "64" else 10)]
     drawn = [
         "model.source=random", "model.tokenizer=bytes", "model.package=null", "model.version=null",
@@ -116,8 +116,8 @@ def trials(args: argparse.Namespace, data: Path, count: int) -> list[Any]:
         for i in range(count):
             seed = i * args.seeds // count
             own = [f"lora.r={ranks[i % len(ranks)]}", f"seed={seed}", f"lora.alpha={i + 1}"]
-            described = space.read([*common, *own], {}, composer, problems)
-            found += space.expand(described, composer, problems)
+            described = grammar.read([*common, *own], {}, composer, problems)
+            found += expand.expand(described, composer, problems)
     if problems:
         raise SystemExit("\n".join(problems))
     return found
@@ -346,12 +346,13 @@ def row(
 
 def tokens_a_step(trial: Any) -> float:
     """Tokens of a batch, padding not counted."""
-    from lorasweep import tasks
     from lorasweep.models import load, source
+    from lorasweep.tasks import sources
+    from lorasweep.tasks import tokens as tasks
 
     cache = source.cache_home()
     found, task = source.locate(source.settings(trial), cache), trial.group("task")
-    data = tasks.load(task, cache)
+    data = sources.load(task, cache)
     tokenizer = load.tokenizer(found.folder)
     train, _ = tasks.tokenise(
         data, task, tokenizer, found.tokenizer, trial["train.max_length"], cache

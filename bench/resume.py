@@ -3,7 +3,7 @@
     python bench/resume.py               a record of 2,000 trials
     python bench/resume.py --trials 200 --repeat 5 --left 3
 
-Fills a record through ``lorasweep.record`` with what a training leaves (all settings, 20 numbers,
+Fills a record through its own record with what a training leaves (all settings, 20 numbers,
 a curve), then runs the sweep's own command line on it and tells its seconds of the clock and of
 a core, Python's start included:
 
@@ -29,8 +29,9 @@ from pathlib import Path
 
 import psutil
 
-from lorasweep.record import Record
-from lorasweep.trial import Result, Trial
+from lorasweep.record.record import Record
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 100

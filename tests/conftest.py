@@ -11,8 +11,8 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from lorasweep import config
-from lorasweep.composition import Composer
+from lorasweep.space import schema
+from lorasweep.space.composition import Composer
 
 # Tiny models are several times as fast on one thread; what a test starts inherits it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -73,6 +73,6 @@ def sweep(cache: Path) -> Sweep:
 @pytest.fixture(scope="session")
 def composer() -> Iterator[Composer]:
     """Hydra's composition over the real ``conf/``."""
-    config.register()
+    schema.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         yield Composer(GlobalHydra.instance().config_loader())

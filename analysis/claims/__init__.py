@@ -11,12 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import rates
-from analysis.claims import costs, patil2025, sides
+from analysis.claims import sides
 from analysis.claims.verdicts import Claim, Part, Verdict
-from analysis.details import Details
 from analysis.slices import Slice, slices
+from analysis.studies.patil2025 import claims as patil2025
+from analysis.studies.patil2025 import cost_claim
 from analysis.tables import markdown
 from lorasweep.errors import RecordError
+from lorasweep.results.details import Details
 
 __all__ = ["Claim", "Part", "Scorecard", "Verdict", "frame", "judge", "scorecard", "write"]
 
@@ -69,7 +71,7 @@ def places(table: pd.DataFrame) -> list[tuple[str, str]]:
     A model with random weights tells what a step costs, and nothing about scores; where every
     learning rate has one rank and alpha, nothing is compared but those rates.
     """
-    known = table[table["r"].notna() & ~costs.random_weights(table)]
+    known = table[table["r"].notna() & ~cost_claim.random_weights(table)]
     counts = known.groupby(["model", "task"]).size().sort_values(ascending=False, kind="stable")
     searches = rates.compared(table)
     found = [(str(model), str(task)) for model, task in counts.index]
@@ -78,8 +80,10 @@ def places(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def scorecard(table: pd.DataFrame, details: Details, part: Slice) -> Scorecard:
     """All claims for one reading; P9 from the trials that were run for it, of any model."""
-    own = costs.costs(table, part.model)
-    paid = costs.judge(own if len(own.arms) == len(costs.NAMES) else costs.costs(table))
+    own = cost_claim.costs(table, part.model)
+    paid = cost_claim.judge(
+        own if len(own.arms) == len(cost_claim.NAMES) else cost_claim.costs(table)
+    )
     by = {
         metric: patil2025.judge(
             sides.study(part.table, details.items, part.model, part.task, metric),

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pandas as pd
 
-from analysis import cells, style
-from analysis.cells import View
-from analysis.claims import evidence
-from analysis.claims.evidence import Estimate
+from analysis import style, views
+from analysis.views import View
+from lorasweep.results import evidence
+from lorasweep.results.evidence import Estimate
 
 # How a seed that was asked for came to have no score, as the record says and in words. Why it
 # has none may well depend on how good it was, so what is left would flatter its cell.
@@ -198,4 +198,4 @@ def study(
     table: pd.DataFrame, items: pd.DataFrame, model: str, task: str, metric: str = "eval/accuracy"
 ) -> Study:
     """Gather the trials of one model and task that claims may be read from."""
-    return Study(cells.study_view(table, model, task), items, metric)
+    return Study(views.study_view(table, model, task), items, metric)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from analysis.claims.evidence import ALPHA, Estimate, holm
+from lorasweep.results.evidence import ALPHA, Estimate, holm
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 Kind = Literal["greater", "equal", "no worse", "within"]

@@ -13,9 +13,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import best, claims, curves, figures, pareto, rates, small_alpha, style, tables
-from analysis.claims import Scorecard, patil2025
-from analysis.details import Details
+from analysis import best, claims, curves, figures, pareto, rates, style, tables
+from analysis.claims import Scorecard, verdicts
 from analysis.names import escaped, image, stem
 from analysis.paper_tables import (
     BENCH,
@@ -28,7 +27,10 @@ from analysis.paper_tables import (
 )
 from analysis.report import accounts, html
 from analysis.slices import Slice, slices
+from analysis.studies.patil2025 import claims as patil2025
+from analysis.studies.patil2025 import small_alpha
 from lorasweep.errors import RecordError, RequestError
+from lorasweep.results.details import Details
 
 TITLE = "LoRA and QLoRA against rank, alpha and layers: a published study, tested"
 OWN_TITLE = "What the sweep gave"  # where no study of the paper is among the trials
@@ -326,7 +328,7 @@ def _evidence(cards: Sequence[Scorecard]) -> list[str]:
     return found
 
 
-def _parts(claim: claims.Claim) -> pd.DataFrame:
+def _parts(claim: verdicts.Claim) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {

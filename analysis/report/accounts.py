@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis import cells, pareto
-from analysis import table as tidy
+from analysis import pareto, views
 from analysis.slices import Slice
+from lorasweep.results import files
 
 PAPER_GPU_HOURS = 154  # 28 trials of LoRA at 30 min and 28 of QLoRA at 5 h (its Table 1)
 _GROUP = ["model", "task", "method", "arithmetic", "device"]
@@ -41,9 +41,9 @@ def settings(parts: Iterable[Slice], *, paper: bool) -> pd.DataFrame:
 
 
 def _setting(card: Slice) -> list[str]:
-    view = cells.study_view(card.table, card.model, card.task)
+    view = views.study_view(card.table, card.model, card.task)
     done, said = view.done, view.setting
-    steps = cells.max_steps(view)
+    steps = views.max_steps(view)
     rate = said.get("learning_rate", "–")
     return [
         card.model,
@@ -87,8 +87,8 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
 
 def _arithmetic(rows: pd.DataFrame) -> list[str]:
     """Precision of a trial, and what else its cost depends on."""
-    compute = tidy.setting(rows, "method.compute_dtype")
-    again = tidy.setting(rows, "train.checkpointing")
+    compute = files.setting(rows, "method.compute_dtype")
+    again = files.setting(rows, "train.checkpointing")
     told = zip(rows["method"], rows["precision"], compute, again, strict=True)
     return [
         str(precision)
@@ -104,7 +104,7 @@ def _alone_s(rows: pd.DataFrame) -> "pd.Series[float]":
     Their median seconds of a step and of an evaluated item, times this trial's, and their median
     load. NaN where no trial of the kind (``_KIND``) ran alone.
     """
-    own = rows[tidy.alone(rows)]
+    own = rows[files.alone(rows)]
     paces = pd.DataFrame(
         {
             "step_s": own["time/train_s"] / own["train/steps"],
@@ -120,7 +120,7 @@ def _alone_s(rows: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _account(trials: pd.DataFrame) -> dict[str, object]:
-    own = tidy.alone(trials)
+    own = files.alone(trials)
     told = [pareto.predict(row) for _, row in trials.iterrows()]
     planned = pd.DataFrame(told, index=trials.index, columns=["gib", "train_s", "total_s"])
     planned = planned.astype("float64")

@@ -59,11 +59,12 @@ class LorasweepSweeper(Sweeper):
         """
         if self.basic is not None:
             return self.basic.sweep(arguments)
-        from lorasweep import app, cli
+        from lorasweep import cli
+        from lorasweep.running import sweep
 
         hydra_overrides = OmegaConf.to_container(self.config.hydra.overrides.hydra)
         composer = cli.composer_for(self.loader, [str(o) for o in hydra_overrides or ()])
-        code = app.run(arguments, self.params, composer)
+        code = sweep.run(arguments, self.params, composer)
         return sys.exit(code) if code else None
 
 

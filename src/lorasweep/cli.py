@@ -12,8 +12,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep import config, errors, signals, space, startup, words
-from lorasweep.composition import Composed, Composer, describe
+from lorasweep import errors
+from lorasweep.running import signals
+from lorasweep.space import checks, grammar, hydra_cache, schema, words
+from lorasweep.space.composition import Composed, Composer, describe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
@@ -37,8 +39,8 @@ def main(hydra_main: Callable[[], Any], arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")
 
     def act() -> int:
-        config.register()
-        startup.hasten()
+        schema.register()
+        hydra_cache.hasten()
         typed = sys.argv[1:] = words.readable(arguments)
         if not any(a.split("=")[0] in (*_HYDRAS_OWN, *_COMPLETION) for a in typed):
             if all(a in _OURS for a in typed if a.startswith("-")):
@@ -85,7 +87,7 @@ def explain(error: errors.LorasweepError) -> int:
 def study_params(overrides: Sequence[str], composer: Composer) -> dict[str, Any]:
     """Return what the study named on the command line sweeps; nothing for an unknown one."""
     # All that is fixed will be composed anyway; where it is refused, the study alone says it too.
-    for fixed in (space.fixed(overrides), [o for o in overrides if o.startswith(_STUDY)]):
+    for fixed in (grammar.fixed(overrides), [o for o in overrides if o.startswith(_STUDY)]):
         try:
             return dict(composer(fixed).hydra.sweeper.params)
         except errors.RequestError:
@@ -114,7 +116,8 @@ def refuse_words(arguments: Sequence[str]) -> int | None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from lorasweep import app
+    from lorasweep.request import request
+    from lorasweep.running import sweep
 
     overrides = [a for a in arguments if not a.startswith("-")]
     multirun = any(a in _OURS for a in arguments)
@@ -123,18 +126,18 @@ def refuse_words(arguments: Sequence[str]) -> int | None:
         composer = Composer(GlobalHydra.instance().config_loader())
         _checked[:] = [composer]
         params = study_params(overrides, composer)
-        read = space.read(overrides, params, composer, problems)
+        read = grammar.read(overrides, params, composer, problems)
         if read.axes and not multirun and not any(f.startswith(_STUDY) for f in read.fixed):
             keys = ", ".join(k for axis in read.axes for k in axis.keys)
             problems.append(f"{keys}: a list of values needs -m (python sweep.py -m …)")
         if not problems:  # before Hydra makes a folder of that name
-            problems += config.name_problems(composer(read.fixed).flat)
+            problems += checks.name_problems(composer(read.fixed).flat)
         if not problems and _plans_only(composer(read.fixed), overrides, multirun):
-            return app.run(overrides, params, composer)
+            return sweep.run(overrides, params, composer)
         if not problems:
             return None
         try:
-            app.request_of(overrides, params, composer)
+            request.request_of(overrides, params, composer)
         except errors.RequestError as error:
             problems += error.problems
     raise errors.RequestError(problems)

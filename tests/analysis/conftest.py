@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import table
+from lorasweep.results import tidy
 
 Run = dict[str, Any]
 
@@ -119,9 +119,9 @@ def paper() -> Callable[[int], list[Run]]:
 
 @pytest.fixture
 def one_seed() -> pd.DataFrame:
-    return table.tidy(paper_runs())
+    return tidy.tidy(paper_runs())
 
 
 @pytest.fixture
 def three_seeds() -> pd.DataFrame:
-    return table.tidy(paper_runs(3))
+    return tidy.tidy(paper_runs(3))

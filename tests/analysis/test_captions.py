@@ -3,7 +3,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import captions, figures, table
+from analysis import captions, figures
+from lorasweep.results import tidy
 
 Run = dict[str, Any]
 
@@ -15,7 +16,7 @@ def fig5(frame: pd.DataFrame) -> str:
 def test_every_caption_has_number_n_hardware_and_sizes(
     one_seed: pd.DataFrame, run: Callable[..., Run]
 ) -> None:
-    every = pd.concat([one_seed, table.tidy([run("lora", "attention", 8, 2)])])
+    every = pd.concat([one_seed, tidy.tidy([run("lora", "attention", 8, 2)])])
     names = {"overview": "Overview", "alpha_below_rank": "α below the rank"}
     for stem, (_, tell) in figures.FIGURES.items():
         text = tell(every, "toy", "stars")
@@ -49,7 +50,7 @@ def test_missing_and_failed_cells_are_named(
         and not (one["method.name"] == "lora" and one["lora.r"] == "4" and one["seed"] == "1")
     ]
     runs.append(run("lora", "all_linear", 4, seed=1, state="diverged"))
-    text = fig5(table.tidy(runs))
+    text = fig5(tidy.tidy(runs))
     assert "Not run: QLoRA r = 128, 256." in text
     assert "Diverged: LoRA r = 4 (1 of 2 seeds)." in text
 
@@ -59,7 +60,7 @@ def test_what_every_cell_lacks_is_said_once(
 ) -> None:
     stopped = [{**one, "seed": "9", "lorasweep.state": "stopped"} for one in paper(1)]
     runs = [*paper(2), *({**one, "lorasweep.key": f"x{i}"} for i, one in enumerate(stopped))]
-    assert "Stopped: each series at every r (1 of 3 seeds)." in fig5(table.tidy(runs))
+    assert "Stopped: each series at every r (1 of 3 seeds)." in fig5(tidy.tidy(runs))
 
 
 def test_the_commonest_setting_is_drawn_and_the_rest_is_named(
@@ -69,7 +70,7 @@ def test_the_commonest_setting_is_drawn_and_the_rest_is_named(
     fast = {"train.learning_rate": "0.01"}
     runs += [run(r=8, seed=seed, **fast) for seed in range(30)]
     runs += [run(r=8, **{"lora.dropout": "0.1"})]
-    text = fig5(table.tidy(runs))
+    text = fig5(tidy.tidy(runs))
     assert "n = 20 finished trials" in text
     assert "learning rate 0.002" in text
     assert "30 trials with learning rate 0.01 (drawn: 0.002)" in text
@@ -80,7 +81,7 @@ def test_bars_name_only_what_was_left_out_at_their_ranks(
     run: Callable[..., Run], paper: Callable[[int], list[Run]]
 ) -> None:
     runs = [*paper(1), run(r=8, **{"train.learning_rate": "0.01"})]
-    frame = table.tidy(runs)
+    frame = tidy.tidy(runs)
     assert "Left out" in captions.caption_bars(frame, "toy", "stars", (4, 8))
     assert "Left out" not in captions.caption_bars(frame, "toy", "stars", (1, 2))
 

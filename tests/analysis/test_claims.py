@@ -5,9 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import claims, details, table
-from analysis.claims import Claim, Scorecard, costs, patil2025, sides, verdicts
-from analysis.claims.evidence import Estimate
+from analysis import claims
+from analysis.claims import Scorecard, sides, verdicts
+from analysis.claims.verdicts import Claim
+from analysis.studies.patil2025 import claims as patil2025
+from analysis.studies.patil2025 import cost_claim
+from lorasweep.results import details, tidy
+from lorasweep.results.evidence import Estimate
 
 Run = dict[str, Any]
 MakeRun = Callable[..., Run]
@@ -28,7 +32,7 @@ def truth(run: MakeRun, level: Level, seeds: int = 5) -> pd.DataFrame:
                     score = level(method, target, r, alpha) + WOBBLE[(seed + number) % 5]
                     scores = {"eval/accuracy": score, "eval/f1_macro": score}
                     runs.append(run(method, target, r, alpha, seed, **scores))
-    return table.tidy(runs)
+    return tidy.tidy(runs)
 
 
 def as_published(method: str, target: str, r: float, alpha: float) -> float:
@@ -186,7 +190,7 @@ def test_rates_chosen_by_the_scores_that_are_compared(run: MakeRun) -> None:
 
 
 def test_an_empty_table_judges_nothing(run: MakeRun) -> None:
-    assert claims.judge(table.tidy([run("base")]), details.empty()) == []
+    assert claims.judge(tidy.tidy([run("base")]), details.empty()) == []
 
 
 def part(
@@ -288,7 +292,7 @@ def test_two_seeds_that_tie_on_few_items_decide_nothing(run: MakeRun) -> None:
         ("20", "both are open"),
         ("None", "the seeds tie, and of how many items is not known"),
     ):
-        trials = table.tidy([one for one in runs if one["task.eval_size"] == size])
+        trials = tidy.tidy([one for one in runs if one["task.eval_size"] == size])
         (lora, _) = judged(trials)["P2"].parts
         assert lora.estimate is not None
         assert lora.estimate.effect == pytest.approx(0.05)
@@ -340,7 +344,7 @@ def cost_runs(run: MakeRun, ratio: float, seeds: Sequence[int] = (0, 1, 2), **al
 
 
 def p9(runs: list[Run]) -> Claim:
-    return costs.judge(costs.costs(table.tidy(runs)))
+    return cost_claim.judge(cost_claim.costs(tidy.tidy(runs)))
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(10.0, "confirmed"), (1.4, "refuted")])
@@ -385,7 +389,7 @@ def test_packed_trials_say_nothing_of_cost(run: MakeRun) -> None:
 
 def test_random_weights_are_measured_and_not_scored(run: MakeRun) -> None:
     random = {"model.name": "big", "model.source": "random"}
-    trials = table.tidy([*cost_runs(run, 10.0, **random), run(r=8), run(r=8, seed=1)])
+    trials = tidy.tidy([*cost_runs(run, 10.0, **random), run(r=8), run(r=8, seed=1)])
     cards = claims.judge(trials, details.empty())
     assert [card.part.model for card in cards] == ["toy"]
     assert {c.number: c.verdict for c in cards[0].claims}["P9"] == "confirmed"

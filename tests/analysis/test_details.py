@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import details, table
 from lorasweep.errors import RecordError
+from lorasweep.results import details, tidy
 
 Run = dict[str, Any]
 
@@ -32,16 +32,13 @@ def predictions(folder: Path, gold: list[int]) -> None:
 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    fake: Any = SimpleNamespace(Record=FakeRecord)
-    monkeypatch.setitem(sys.modules, "lorasweep.record", fake)
+    monkeypatch.setattr("lorasweep.record.record.Record", FakeRecord)
 
 
 def test_answers_and_curves_travel_without_text(
     record: None, run: Callable[..., Run], tmp_path: Path
 ) -> None:
-    trials = table.tidy([run(r=1, run_id="moved"), run(r=2, run_id="here"), run(r=4, state="oom")])
+    trials = tidy.tidy([run(r=1, run_id="moved"), run(r=2, run_id="here"), run(r=4, state="oom")])
     predictions(tmp_path / "artifacts/study/moved/artifacts", [1, 2])
     predictions(tmp_path / "made_here", [1, 1])
     made = details.build(f"sqlite:///{tmp_path}/mlflow.db", trials)
@@ -80,7 +77,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
 
 def test_answers_that_only_an_earlier_file_has_are_kept(run: Callable[..., Run]) -> None:
-    trials = table.tidy([run(seed=seed) for seed in range(4)])
+    trials = tidy.tidy([run(seed=seed) for seed in range(4)])
     first, second, third, _ = trials["key"]
 
     def answers(keys: list[str], predicted: int) -> details.Details:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.claims import evidence
+from lorasweep.results import evidence
 
 
 def by_seed(*scores: float) -> "pd.Series[float]":

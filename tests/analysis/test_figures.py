@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from analysis import captions, figures, style, table
+from analysis import captions, figures, style
 from lorasweep.errors import RequestError
+from lorasweep.results import tidy
 
 Run = dict[str, Any]
 RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -73,7 +74,7 @@ def test_alpha_below_the_rank_has_a_row_a_rank(run: Callable[..., Run], tmp_path
     runs = [run("lora", "attention", 8, alpha, seed=s) for alpha in (2, 8, 16) for s in (0, 1)]
     runs += [run("qlora", "attention", r, r / 2) for r in (32, 64)]
     runs += [run("lora", "attention", 64, 128), run("lora", "all_linear", 8, 16)]
-    trials = table.tidy(runs)
+    trials = tidy.tidy(runs)
     drawn = figures.plot_small_alpha(trials, "toy", "stars").axes
     assert [axes.get_title(loc="left") for axes in drawn] == [
         f"({letter}) r = {r}, attention layers"
@@ -169,7 +170,7 @@ def test_failures_are_written_into_the_picture(
 ) -> None:
     runs = [one for one in paper(1) if one["lora.r"] != "512"]
     runs += [run("lora", r=512, state="diverged"), run("qlora", r=512, state="oom")]
-    figure = figures.plot_rank(table.tidy(runs), "toy", "stars")
+    figure = figures.plot_rank(tidy.tidy(runs), "toy", "stars")
     assert np.isnan(ys(line(figure.axes[0], "LoRA"))[-1])
     for axes in figure.axes:
         assert {"diverged", "OOM"} <= {text.get_text() for text in axes.texts}
@@ -294,7 +295,7 @@ def test_draw_all_makes_a_folder_a_model_and_task(
         return [stem.with_suffix(".png")]
 
     monkeypatch.setattr(style, "save", touch)  # what it writes is tested above
-    every = pd.concat([one_seed, table.tidy([run("lora", "attention", 8, 2)])])
+    every = pd.concat([one_seed, tidy.tidy([run("lora", "attention", 8, 2)])])
     both = pd.concat([every, every.assign(model="big/er")])
     written = figures.draw_all(both, tmp_path)
     wanted = {f"{stem}.png" for stem in figures.FIGURES} | {"captions.md"}

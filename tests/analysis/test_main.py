@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from analysis import __main__ as command
-from analysis import details, table
 from lorasweep.errors import RecordError
+from lorasweep.results import details, files
 
 Run = dict[str, Any]
 
@@ -38,8 +38,8 @@ def record(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Run]) -> list[str
     opened = SimpleNamespace(
         client=client, curve=lambda run, metric: [], commands=lambda: ["python sweep.py lora.r=1"]
     )
-    fake: Any = SimpleNamespace(read=read, Record=lambda uri, artifacts: opened)
-    monkeypatch.setitem(sys.modules, "lorasweep.record", fake)
+    monkeypatch.setattr("lorasweep.record.reading.read", read)
+    monkeypatch.setattr("lorasweep.record.record.Record", lambda uri, artifacts: opened)
     return asked
 
 
@@ -47,7 +47,7 @@ def test_table_command_writes_the_parquet(
     here: Path, record: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["table", "--uri", "sqlite:///r.db", "--out", "new/t.parquet"]) == 0
-    assert list(table.read(here / "new" / "t.parquet")["r"]) == [1]
+    assert list(files.read(here / "new" / "t.parquet")["r"]) == [1]
     assert "1 trial, 1 finished" in capsys.readouterr().out
 
 
@@ -64,7 +64,7 @@ def test_figures_prefer_the_default_record_and_leave_a_named_table_alone(
     here: Path, record: list[str], one_seed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("analysis.figures.draw_all", lambda *_: [])
-    table.write(one_seed, here / "mine.parquet")
+    files.write(one_seed, here / "mine.parquet")
     (here / "outputs").mkdir()
     (here / "outputs/mlflow.db").touch()
     assert command.main(["figures", "--table", "mine.parquet"]) == 0
@@ -77,7 +77,7 @@ def test_figures_without_a_record_use_the_table(
     here: Path, record: list[str], one_seed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("analysis.figures.draw_all", lambda *_: [])
-    table.write(one_seed, here / "results/trials.parquet")
+    files.write(one_seed, here / "results/trials.parquet")
     assert command.main(["figures"]) == 0
     assert record == []
 
@@ -100,7 +100,7 @@ def test_results_of_another_record_are_left_alone(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("analysis.figures.draw_all", lambda *_: [])
     mine = here / "results/trials.parquet"
-    table.write(one_seed, mine)
+    files.write(one_seed, mine)
     items = pd.DataFrame({"key": [one_seed["key"][0]], "item": 1, "gold": 0, "predicted": 0})
     details.write(details.Details(items, details.empty().curves), mine)
     before = {f: f.read_bytes() for f in (here / "results").rglob("*") if f.is_file()}
@@ -125,7 +125,7 @@ def test_figures_leave_no_answers_of_other_trials_beside_the_table(
     monkeypatch.setattr("analysis.figures.draw_all", lambda *_: [])
     assert command.main(["figures", "--uri", "outputs/mlflow.db"]) == 0
     mine = here / "results/trials.parquet"
-    keys = [table.read(mine)["key"][0], one_seed["key"][0]]
+    keys = [files.read(mine)["key"][0], one_seed["key"][0]]
     items = pd.DataFrame({"key": keys, "item": 1, "gold": 0, "predicted": 0})
     details.write(details.Details(items, details.empty().curves), mine)
     assert command.main(["figures", "--uri", "outputs/mlflow.db"]) == 0

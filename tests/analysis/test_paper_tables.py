@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import hardware, paper_tables
+from analysis import paper_tables
 from analysis.paper_tables import BENCH, Measurements
+from analysis.studies.llama2_guide import hardware
 
 NOWHERE = Path("/nonexistent")
 

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from analysis import best, cells, curves, details, figures, pareto, report, slices, table
+from analysis import best, curves, figures, pareto, report, slices, views
 from analysis.report import accounts
 from lorasweep.errors import RequestError
+from lorasweep.results import details, files
+from lorasweep.results import tidy as table
 
 Run = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +47,7 @@ def curves_of(trials: pd.DataFrame) -> pd.DataFrame:
 
 def write(trials: pd.DataFrame, folder: Path, told: details.Details | None = None) -> str:
     file = folder.with_suffix(".parquet")
-    table.write(trials, file)
+    files.write(trials, file)
     source = report.Source(trials, told or details.empty(), file.relative_to(folder.parent))
     return report.write(source, folder)[0].read_text()
 
@@ -57,7 +59,7 @@ def test_the_page_needs_nothing_else_and_is_the_same_twice(
     told = details.Details(details.empty().items, curves_of(trials))
     page = write(trials, tmp_path / "a", told)
     first = {f.name: f.read_bytes() for f in sorted((tmp_path / "a").rglob("*")) if f.is_file()}
-    table.write(trials, tmp_path / "a.parquet")
+    files.write(trials, tmp_path / "a.parquet")
     assert write(trials, tmp_path / "a", told) == page
     again = {f.name: f.read_bytes() for f in sorted((tmp_path / "a").rglob("*")) if f.is_file()}
     assert first == again
@@ -187,13 +189,13 @@ def test_the_front_is_what_nothing_cheaper_beats() -> None:
 
 
 def test_packed_trials_are_priced_by_the_plan_or_not_at_all(run: Callable[..., Run]) -> None:
-    alone = cells.study_view(some(run), "toy", "stars")
+    alone = views.study_view(some(run), "toy", "stars")
     frame, prices = pareto.priced(alone)
     assert not any(price.predicted for price in prices)
     assert frame["memory"].notna().all()
     shared = {"time/pack_share_s": 2.0, "lorasweep.engine": "packed"}
     packed = some(run, **shared)
-    frame, prices = pareto.priced(cells.study_view(packed, "toy", "stars"))
+    frame, prices = pareto.priced(views.study_view(packed, "toy", "stars"))
     assert all(price.predicted for price in prices)
     assert frame["memory"].isna().all()  # a model whose shape the settings do not tell
     with pytest.raises(RequestError):

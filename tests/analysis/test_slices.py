@@ -3,8 +3,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import captions, cells, figures, table
+from analysis import captions, figures, views
 from analysis.slices import slices
+from lorasweep.results import tidy
 
 Run = dict[str, Any]
 BEST = {("lora", "all_linear"): 1e-3, ("lora", "attention"): 1e-4, ("qlora", "attention"): 1e-3}
@@ -20,7 +21,7 @@ def swept(run: Callable[..., Run]) -> pd.DataFrame:
             runs += [run(method, target, r, **change) for r in (1, 2, 4, 8)]
         high = {"train.learning_rate": "0.1", "eval/accuracy": 0.9}
         runs.append(run(method, target, 8, **high))
-    return table.tidy(runs)
+    return tidy.tidy(runs)
 
 
 def test_each_swept_rate_is_a_reading_and_the_best_ones_together(run: Callable[..., Run]) -> None:
@@ -36,7 +37,7 @@ def test_each_swept_rate_is_a_reading_and_the_best_ones_together(run: Callable[.
 
 def test_the_tuned_reading_is_one_setting_to_every_figure(run: Callable[..., Run]) -> None:
     tuned = slices(swept(run), "toy", "stars")[2].table
-    view = cells.rank_view(tuned, "toy", "stars", cells.TARGETS)
+    view = views.rank_view(tuned, "toy", "stars", views.TARGETS)
     assert len(view.done) == 12
     assert view.left_out.empty
     (legend,) = figures.plot_rank(tuned, "toy", "stars").legends
@@ -55,5 +56,5 @@ def test_a_head_treated_otherwise_on_one_target_is_still_one_figure(
 ) -> None:
     heads = {"all_linear": "full_lora", "attention": "full"}
     runs = [run("lora", t, r, **{"target.head": head}) for t, head in heads.items() for r in (1, 2)]
-    view = cells.rank_view(table.tidy(runs), "toy", "stars", cells.TARGETS)
+    view = views.rank_view(tidy.tidy(runs), "toy", "stars", views.TARGETS)
     assert len(view.done) == 4

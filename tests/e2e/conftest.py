@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lorasweep import record
+from lorasweep.record import reading
 from tests.conftest import Sweep
 
 TARGETS = "attention,all_linear,qv,q,k,v,o,mlp"
@@ -14,7 +14,7 @@ TINY = ["model=tiny_llama,tiny_bert", "lora.r=4", "train.max_length=64", "train.
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    return record.read(f"sqlite:///{output}/mlflow.db")
+    return reading.read(f"sqlite:///{output}/mlflow.db")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ from unittest.mock import patch
 
 from lorasweep import engines
 from lorasweep.engines.base import Engine, Watch
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 HOME = Path(os.environ.get("FAULTY", "."))
 FAIL_AT = 3  # the step in which real trainings fail

@@ -10,10 +10,11 @@ import mlflow
 import pytest
 
 from analysis import __main__ as analysis
-from lorasweep import addresses, record
-from lorasweep.composition import Composer
+from lorasweep import addresses
 from lorasweep.models import source
-from lorasweep.trial import Trial
+from lorasweep.record import reading
+from lorasweep.space.composition import Composer
+from lorasweep.trial.trial import Trial
 from tests.conftest import Sweep
 
 
@@ -40,7 +41,7 @@ def test_any_name_from_the_sweep_to_the_report(
     assert {f.name for f in (here / output / "artifacts").iterdir()} == {study}
 
     uri = addresses.record_at(here / output / "mlflow.db")
-    rows = record.read(uri)
+    rows = reading.read(uri)
     for row in rows:
         found = mlflow.artifacts.list_artifacts(run_id=row["run_id"], tracking_uri=uri)
         assert {"adapter", "predictions.parquet"} <= {file.path for file in found}

@@ -14,7 +14,7 @@ import pytest
 import lorasweep
 from lorasweep.costs import devices
 from lorasweep.errors import RequestError
-from lorasweep.table import COLUMNS
+from lorasweep.results.tidy import COLUMNS
 from tests.conftest import ROOT, Sweep
 from tests.e2e.conftest import rows_of
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep import space
-from lorasweep.composition import Composer
 from lorasweep.engines.base import Engine
-from lorasweep.trial import Result, Trial
+from lorasweep.space import expand, grammar
+from lorasweep.space.composition import Composer
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 Make = Callable[..., list[Trial]]
 SMALL = ["train.batch_size=8", "train.max_length=48", "train.learning_rate=5e-3", "lora.r=4"]
@@ -53,8 +54,8 @@ def make(composer: Composer, data: list[str]) -> Make:
 
     def made(*overrides: str) -> list[Trial]:
         problems: list[str] = []
-        described = space.read([*data, *SMALL, *overrides], {}, composer, problems)
-        trials = space.expand(described, composer, problems)
+        described = grammar.read([*data, *SMALL, *overrides], {}, composer, problems)
+        trials = expand.expand(described, composer, problems)
         assert not problems
         return trials
 

@@ -16,7 +16,8 @@ from lorasweep.engines.base import Engine
 from lorasweep.engines.packed.engine import PackedEngine
 from lorasweep.engines.trainer import TrainerEngine
 from lorasweep.models.convert import byte_tokenizer
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 from tests.engines.conftest import Make, place, run
 from tests.engines.test_engines import BOTH, assert_alike, stock_scores
 

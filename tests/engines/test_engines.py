@@ -14,12 +14,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lorasweep import tasks
 from lorasweep.engines.base import Engine
 from lorasweep.engines.packed.engine import PackedEngine
 from lorasweep.engines.trainer import TrainerEngine
-from lorasweep.models import adapters, load, source
-from lorasweep.trial import Result, Trial
+from lorasweep.methods import build
+from lorasweep.models import load, source
+from lorasweep.tasks import sources
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 from tests.engines.conftest import Make, Watch, place, run
 
 BOTH = pytest.mark.parametrize("engine", [TrainerEngine, PackedEngine])
@@ -336,14 +338,14 @@ def by_hand(trial: Trial) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Five steps, each of the whole training set: the losses before them, the weights after."""
     found = source.locate(source.settings(trial), source.cache_home())
     task, tokenizer = trial.group("task"), load.tokenizer(found.folder)
-    data = tasks.load(task, source.cache_home())
+    data = sources.load(task, source.cache_home())
     length = trial["train.max_length"]
     texts = [tokenizer(t, truncation=True, max_length=length).input_ids for t in data.train.texts]
     pad = tokenizer.pad_token_id
     width = max(map(len, texts))
     ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
-    model = adapters.prepare(trial, load.base(trial, found.folder, data.labels, pad).model)
+    model = build.prepare(trial, load.base(trial, found.folder, data.labels, pad).model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=trial["train.learning_rate"], weight_decay=0.0)
     losses = []
@@ -379,14 +381,14 @@ def test_small_steps_of_full_fine_tuning_in_bf16_are_not_rounded_away(
     )  # fmt: skip
     models: list[torch.nn.Module] = []
     before: list[torch.Tensor] = []
-    prepare = adapters.prepare
+    prepare = build.prepare
 
     def prepared(trial: Trial, base: transformers.PreTrainedModel) -> torch.nn.Module:
         models.append(prepare(trial, base))
         before.extend(p.detach().clone() for p in blocks_of(models[0]))
         return models[0]
 
-    monkeypatch.setattr(adapters, "prepare", prepared)
+    monkeypatch.setattr(build, "prepare", prepared)
     result = run(TrainerEngine(), [trial], tmp_path).results[trial.key]
     assert result.state == "done", result.error
     after = blocks_of(models[0])

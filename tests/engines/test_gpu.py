@@ -12,7 +12,7 @@ from lorasweep.engines.packed import steps
 from lorasweep.engines.packed.engine import PackedEngine
 from lorasweep.engines.packed.fused import thinned_down
 from lorasweep.engines.packed.noise import thinned
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 from tests.engines.conftest import Make, place, run
 from tests.engines.test_packs import dict_of
 

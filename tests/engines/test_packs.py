@@ -10,8 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorasweep import naming, space
-from lorasweep.composition import Composer
 from lorasweep.engines.packed import noise, steps
 from lorasweep.engines.packed.adapter import Template
 from lorasweep.engines.packed.bank import MATRICES
@@ -21,9 +19,12 @@ from lorasweep.engines.packed.engine import Pack, PackedEngine
 from lorasweep.engines.packed.evaluation import evaluate
 from lorasweep.engines.packed.layout import Pass
 from lorasweep.models import convert, source
-from lorasweep.record import Record
-from lorasweep.screen import Screen
-from lorasweep.trial import Trial
+from lorasweep.record.record import Record
+from lorasweep.running.progress import Screen
+from lorasweep.space import expand, grammar
+from lorasweep.space.composition import Composer
+from lorasweep.trial import naming
+from lorasweep.trial.trial import Trial
 from tests.engines.conftest import Make, Watch, place, run
 
 # The greatest difference that sharing products made in the cases below was 2e-6.
@@ -420,6 +421,6 @@ def test_hashed_dropout_drops_as_often_as_asked_and_anew_each_time() -> None:
 
 def test_a_pack_of_none_is_refused(composer: Composer, data: list[str]) -> None:
     problems: list[str] = []
-    described = space.read([*data, "engine=packed", "engine.pack_size=0"], {}, composer, problems)
-    space.expand(described, composer, problems)
+    described = grammar.read([*data, "engine=packed", "engine.pack_size=0"], {}, composer, problems)
+    expand.expand(described, composer, problems)
     assert problems == ["engine.pack_size=0: must be above 0"]

@@ -167,12 +167,12 @@ def serving() -> Iterator[tuple[str, list[str]]]:
 
 def visit(task: dict[str, Any], cache: Path) -> dict[str, Any]:
     """What a user's process gets."""
-    from lorasweep import tasks
     from lorasweep.errors import LorasweepError
+    from lorasweep.tasks import sources
 
-    gave: dict[str, Any] = {"problems": tasks.problems(task)}
+    gave: dict[str, Any] = {"problems": sources.problems(task)}
     try:
-        data = tasks.load(task, cache)
+        data = sources.load(task, cache)
     except LorasweepError as error:
         return {**gave, "error": str(error)}
     return {

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lorasweep import tasks
 from lorasweep.errors import RequestError
+from lorasweep.tasks import sources
 
 ROWS = [(f"sentence {i}, “quoted”", "pos" if i % 3 else "neg") for i in range(30)]
 
@@ -21,9 +21,9 @@ def as_csv(rows: list[tuple[str, str]], separator: str = ",") -> str:
 
 
 def only_problem(task: dict[str, Any]) -> str:
-    (found,) = tasks.problems(task)
+    (found,) = sources.problems(task)
     with pytest.raises(RequestError) as caught:
-        tasks.load(task, Path("unused"))
+        sources.load(task, Path("unused"))
     assert caught.value.problems == [found]
     return found
 
@@ -41,8 +41,8 @@ def test_every_format_gives_the_same_task(ending: str, task: Any, tmp_path: Path
         path.write_text(as_csv(ROWS, "\t" if ending == "tsv" else ","), encoding="utf-8-sig")
     quotes = True if ending == "tsv" else None
     asked = task(train_file=str(path), eval_file=str(path), quotes=quotes)
-    assert tasks.problems(asked) == []
-    data = tasks.load(asked, tmp_path)
+    assert sources.problems(asked) == []
+    data = sources.load(asked, tmp_path)
     assert data.labels == ["neg", "pos"]
     assert data.train.texts == [text for text, _ in ROWS]
     assert data.train.labels == [int(label == "pos") for _, label in ROWS]
@@ -55,7 +55,7 @@ def test_what_separated_files_may_hold(task: Any, write: Any, tmp_path: Path) ->
     long = "x" * 200_000
     text = f'text,label\r\n"two\r\nlines, and ""quotes""",1\r\n{long},2\r\n\r\nNA,2\r\nnull,1\r\n'
     path = write("odd.csv", text)
-    data = tasks.load(task(train_file=path, eval_file=path), tmp_path)
+    data = sources.load(task(train_file=path, eval_file=path), tmp_path)
     assert data.train.texts == ['two\r\nlines, and "quotes"', long, "NA", "null"]
 
 
@@ -72,7 +72,7 @@ def test_quotes_in_a_tsv_are_a_part_of_its_texts(
     rows: list[tuple[str, str]], task: Any, write: Any, tmp_path: Path
 ) -> None:
     path = write("train.tsv", tsv(*rows))
-    data = tasks.load(task(train_file=path, eval_file=path), tmp_path)
+    data = sources.load(task(train_file=path, eval_file=path), tmp_path)
     assert data.train.texts == [text for text, _ in rows]
     assert [data.labels[number] for number in data.train.labels] == [label for _, label in rows]
 
@@ -82,11 +82,11 @@ def test_a_tsv_or_csv_is_read_with_quotes_or_without_as_it_is_told(
 ) -> None:
     text = tsv(('"a ""b"""', "1"), ('"two\tfields"', "2"))
     path = write("train.tsv", text)
-    read = tasks.load(task(train_file=path, eval_file=path, quotes=True), tmp_path)
+    read = sources.load(task(train_file=path, eval_file=path, quotes=True), tmp_path)
     assert read.train.texts == ['a "b"', "two\tfields"]
-    assert "and say task.quotes=true" in tasks.problems(task(train_file=path))[0]
+    assert "and say task.quotes=true" in sources.problems(task(train_file=path))[0]
     plain = write("train.csv", 'text,label\n"a,1\nb",2\n')
-    read = tasks.load(task(train_file=plain, eval_file=plain, quotes=False), tmp_path)
+    read = sources.load(task(train_file=plain, eval_file=plain, quotes=False), tmp_path)
     assert read.train.texts == ['"a', 'b"']
 
 
@@ -95,9 +95,9 @@ def test_a_tsv_with_quotes_of_its_format_is_not_read_silently(
     rows: tuple[tuple[str, str], ...], task: Any, write: Any, tmp_path: Path
 ) -> None:
     path = write("train.tsv", tsv(*rows))
-    said = tasks.problems(task(train_file=path, eval_file=path))
+    said = sources.problems(task(train_file=path, eval_file=path))
     assert "task.quotes=true to take them off, or task.quotes=false to keep them" in said[0]
-    kept = tasks.load(task(train_file=path, eval_file=path, quotes=False), tmp_path)
+    kept = sources.load(task(train_file=path, eval_file=path, quotes=False), tmp_path)
     assert kept.train.texts == [text for text, _ in rows]
 
 
@@ -106,7 +106,7 @@ def test_how_quotes_are_read_is_known_by_the_hash_where_there_are_any(
 ) -> None:
     def digests(name: str, text: str) -> list[str | None]:
         path = write(name, text)
-        return [tasks.digest(task(train_file=path, quotes=q)) for q in (None, True, False)]
+        return [sources.digest(task(train_file=path, quotes=q)) for q in (None, True, False)]
 
     usual, quoted, plain = digests("a.tsv", tsv(*OPENED))
     assert usual == plain != quoted
@@ -128,13 +128,13 @@ def test_how_quotes_are_read_is_known_by_the_hash_where_there_are_any(
 def test_order_of_classes(labels: list[Any], classes: list[str], task: Any, tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     pq.write_table(pa.table({"text": [f"t{i}" for i in range(len(labels))], "label": labels}), path)
-    assert tasks.load(task(train_file=path, eval_file=path), tmp_path).labels == classes
+    assert sources.load(task(train_file=path, eval_file=path), tmp_path).labels == classes
 
 
 def test_pairs_of_texts(task: Any, write: Any, tmp_path: Path) -> None:
     lines = [json.dumps({"a": f"a{i}", "b": f"b{i}", "same": i % 2}) for i in range(20)]
     path = write("pairs.jsonl", "\n".join(lines))
-    data = tasks.load(task(train_file=path, text="a", text_pair="b", label="same"), tmp_path)
+    data = sources.load(task(train_file=path, text="a", text_pair="b", label="same"), tmp_path)
     for side in (data.train, data.eval):
         assert side.pairs == [text.replace("a", "b") for text in side.texts]
 
@@ -142,37 +142,37 @@ def test_pairs_of_texts(task: Any, write: Any, tmp_path: Path) -> None:
 def test_hold_out_is_stratified_and_follows_the_seed(task: Any, write: Any, tmp_path: Path) -> None:
     rows = [(f"text {i}", "rare" if i % 10 == 0 else "common") for i in range(200)]
     asked = task(train_file=write("train.csv", as_csv(rows)))
-    data = tasks.load(asked, tmp_path)
+    data = sources.load(asked, tmp_path)
     assert Counter(data.eval.labels) == {0: 36, 1: 4}
     assert Counter(data.train.labels) == {0: 144, 1: 16}
     assert set(data.train.ids) | set(data.eval.ids) == {f"train:{i}" for i in range(200)}
-    assert tasks.load(asked, tmp_path) == data
-    other = tasks.load({**asked, "subset_seed": 1}, tmp_path)
+    assert sources.load(asked, tmp_path) == data
+    other = sources.load({**asked, "subset_seed": 1}, tmp_path)
     assert set(other.eval.ids) != set(data.eval.ids)
     assert other.digest != data.digest
 
 
 def test_hold_out_keeps_equal_texts_on_one_side(task: Any, write: Any, tmp_path: Path) -> None:
     rows = [(f"text {i % 20}", "even" if i % 2 else "odd") for i in range(200)]
-    data = tasks.load(task(train_file=write("train.csv", as_csv(rows))), tmp_path)
+    data = sources.load(task(train_file=write("train.csv", as_csv(rows))), tmp_path)
     assert len(data.eval) > 0
     assert data.provenance["eval_texts_also_in_train"] == 0
 
 
 def test_hold_out_leaves_a_class_of_one_in_train(task: Any, write: Any, tmp_path: Path) -> None:
     rows = [*[(f"text {i}", "common") for i in range(10)], ("only", "single")]
-    data = tasks.load(task(train_file=write("train.csv", as_csv(rows))), tmp_path)
+    data = sources.load(task(train_file=write("train.csv", as_csv(rows))), tmp_path)
     assert "only" in data.train.texts
 
 
 def test_digest_follows_content_not_name(task: Any, write: Any) -> None:
     first, second = write("a.csv", as_csv(ROWS)), write("b.csv", as_csv(ROWS))
     changed = write("c.csv", as_csv(ROWS[:-1]))
-    hashes = [tasks.digest(task(train_file=path)) for path in (first, second, changed)]
+    hashes = [sources.digest(task(train_file=path)) for path in (first, second, changed)]
     assert hashes[0] == hashes[1] != hashes[2]
-    assert tasks.digest(task(train_file=first, eval_file=changed)) not in hashes
-    assert tasks.digest(task(train_file="nowhere.csv")) is None
-    assert tasks.digest(task(source="reviews5")) is None
+    assert sources.digest(task(train_file=first, eval_file=changed)) not in hashes
+    assert sources.digest(task(train_file="nowhere.csv")) is None
+    assert sources.digest(task(source="reviews5")) is None
 
 
 def test_missing_file_and_folder(task: Any, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_missing_file_and_folder(task: Any, tmp_path: Path) -> None:
 def test_what_is_wrong_with_one_file(
     name: str, content: str, says: str, task: Any, write: Any
 ) -> None:
-    found = tasks.problems(task(train_file=write(name, content)))
+    found = sources.problems(task(train_file=write(name, content)))
     assert any(says in text for text in found), found
     assert all(text.startswith("task.train_file=") for text in found)
 
@@ -220,7 +220,7 @@ def test_wrong_encoding_says_where(task: Any, write: Any) -> None:
 
 def test_missing_columns_are_listed_and_the_nearest_suggested(task: Any, write: Any) -> None:
     path = write("train.csv", "Text,stars,other\na,1,x\n")
-    found = tasks.problems(task(train_file=path, label="star", text_pair="other"))
+    found = sources.problems(task(train_file=path, label="star", text_pair="other"))
     assert len(found) == 2
     assert "no column 'text' (task.text)" in found[0]
     assert "no column 'star' (task.label); did you mean 'stars'? (it has Text, stars" in found[1]
@@ -243,7 +243,7 @@ def test_labels_that_train_does_not_have(task: Any, write: Any) -> None:
 
 def test_sizes_that_cannot_be(task: Any, write: Any) -> None:
     path = write("train.csv", as_csv(ROWS))
-    found = tasks.problems(task(train_file=path, eval_file=path, train_size=31, eval_size=1))
+    found = sources.problems(task(train_file=path, eval_file=path, train_size=31, eval_size=1))
     assert len(found) == 2
     assert "task.train_size=31: made_up has 30 rows" in found[0]
     assert "task.eval_size=1: fewer than the 2 classes" in found[1]
@@ -254,11 +254,11 @@ def test_share_to_hold_out(share: float | None, task: Any, write: Any) -> None:
     path = write("train.csv", as_csv(ROWS))
     asked = task(train_file=path, eval_fraction=share)
     assert only_problem(asked).startswith(f"task.eval_fraction={share}")
-    assert tasks.problems({**asked, "eval_file": path}) == []
+    assert sources.problems({**asked, "eval_file": path}) == []
 
 
 def test_everything_is_said_at_once(task: Any, write: Any) -> None:
-    found = tasks.problems(
+    found = sources.problems(
         task(
             train_file=write("train.csv", "text,label\na,\n,2\nb,3\n"),
             eval_file=write("eval.csv", "words,label\na,1\n"),

@@ -12,7 +12,7 @@ import fake_hub
 import pytest
 from fake_hub import REVISION
 
-from lorasweep import tasks
+from lorasweep.tasks import sources
 
 Given = dict[str, Any]
 Visit = Callable[..., dict[str, Given]]
@@ -207,5 +207,5 @@ def test_settings_are_compared_with_the_data(online: dict[str, Given]) -> None:
     ],
 )
 def test_settings_that_need_no_question(changed: Given, says: str, base: Given) -> None:
-    (found,) = tasks.problems({**base, **changed})
+    (found,) = sources.problems({**base, **changed})
     assert says in found

@@ -11,10 +11,11 @@ HEAVY = {"torch", "transformers", "datasets", "sklearn", "pandas", "pyarrow", "n
 @pytest.mark.parametrize(
     "code",
     [
-        "import lorasweep.tasks",
+        "import lorasweep.tasks.sources",
         # a csv is checked with the standard library alone
-        "from lorasweep import tasks; import collections; tasks.problems(collections.defaultdict("
-        "lambda: None, source='files', train_file='no.csv', eval_fraction=0.5))",
+        "from lorasweep.tasks import sources; import collections; sources.problems("
+        "collections.defaultdict(lambda: None, source='files', train_file='no.csv', "
+        "eval_fraction=0.5))",
     ],
 )
 def test_no_heavy_imports(code: str) -> None:

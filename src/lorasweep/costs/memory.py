@@ -17,7 +17,7 @@ from functools import lru_cache
 from lorasweep.costs import activations
 from lorasweep.costs.parameters import Parameters, of
 from lorasweep.costs.setting import Setting, setting_of
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 GIB = 2**30
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "buffers", "framework")

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from lorasweep.costs.setting import Setting, setting_of
 from lorasweep.costs.shapes import Linear, Shape
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 
 @dataclass(frozen=True)

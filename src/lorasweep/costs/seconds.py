@@ -19,7 +19,7 @@ from lorasweep.costs import activations, memory
 from lorasweep.costs.devices import Device, same
 from lorasweep.costs.setting import Setting, setting_of
 from lorasweep.measured import undisturbed
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 # All numbers are fitted to bench/results/memory_h100.csv (an H100 whose host is slow: on a
 # faster host small models are faster than predicted, until a trial has been measured there).

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lorasweep.costs.shapes import Linear, Shape, adapted, shape_of
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from lorasweep.models import roles
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 # What transformers assumes where a configuration is silent.

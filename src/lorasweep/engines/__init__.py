@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lorasweep.engines.base import Engine
 from lorasweep.errors import LorasweepError
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 
 def make(target: str) -> Engine:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 
 class DivergedError(Exception):

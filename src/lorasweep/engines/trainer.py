@@ -21,11 +21,15 @@ import transformers
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lorasweep import engines, tasks
+from lorasweep import engines
 from lorasweep.engines import environment, memory
 from lorasweep.engines.base import DivergedError, Watch, diverged_weights, finite, warmup_steps
-from lorasweep.models import adapters, load, padding, source
-from lorasweep.trial import Result, Trial
+from lorasweep.methods import build
+from lorasweep.models import load, padding, source
+from lorasweep.tasks import sources, tokens
+from lorasweep.tasks.kinds import classification
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 _CHECKPOINTING: dict[str, Any] = {
     "gradient_checkpointing": True,
@@ -177,7 +181,7 @@ def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) 
 
 
 def _scored(prediction: transformers.EvalPrediction) -> dict[str, float]:
-    return tasks.metrics(prediction.label_ids, prediction.predictions)
+    return classification.metrics(prediction.label_ids, prediction.predictions)
 
 
 class _Session:
@@ -196,19 +200,19 @@ class _Session:
         trial, cache = self.trial, source.cache_home()
         found = source.locate(source.settings(trial), cache)
         task = trial.group("task")
-        data = tasks.load(task, cache)
+        data = sources.load(task, cache)
         tokenizer = load.tokenizer(found.folder)
         length = trial["train.max_length"]
-        self.train_set, self.eval_set = tasks.tokenise(
+        self.train_set, self.eval_set = tokens.tokenise(
             data, task, tokenizer, found.tokenizer, length, cache
         )
         sides = self.train_set, self.eval_set
         notes = padding.settle(tokenizer, found.folder, sides, length)
         pad = tokenizer.pad_token_id
         self.base = self.bases.get(trial, found.folder, data.labels, pad)
-        self.model: nn.Module = adapters.prepare(trial, self.base.model)
+        self.model: nn.Module = build.prepare(trial, self.base.model)
         self.labels = data.labels
-        trainable, total = adapters.counts(self.model)
+        trainable, total = build.counts(self.model)
         self.metrics |= {"params/trainable": trainable, "params/total": total}
         self.lineage = {"model": found.lineage, "data": {**data.provenance, "sha256": data.digest}}
         self.lineage["notes"] = [*notes, *self.base.notes]
@@ -268,7 +272,7 @@ class _Session:
         # The last steps may have come after the last log.
         loss = losses / max(1, state.global_step)
         self.metrics["train/loss"] = finite(loss, state.global_step)
-        if not adapters.finite(self.model):
+        if not build.finite(self.model):
             raise diverged_weights(state.global_step)
 
     def total(self) -> float:
@@ -284,7 +288,7 @@ class _Session:
         step = self.trainer.state.global_step
         loss = finite(float(output.metrics["test_loss"]), step, "the evaluation loss")
         scores = np.asarray(output.predictions, dtype=np.float32)
-        self.metrics |= {**tasks.metrics(output.label_ids, scores), "eval/loss": loss}
+        self.metrics |= {**classification.metrics(output.label_ids, scores), "eval/loss": loss}
         pd.DataFrame(
             {
                 "id": list(self.eval_set["id"]),
@@ -354,7 +358,7 @@ class _Bases:
     def keep(self, session: "_Session") -> None:
         """Take back the base of a trial that has ended; only adapters leave it as it was."""
         if isinstance(session.model, peft.PeftModel):
-            base = replace(session.base, model=adapters.strip(session.model))
+            base = replace(session.base, model=build.strip(session.model))
             self.kept = _identity(session.trial, session.labels), base
 
 
@@ -414,8 +418,8 @@ def _stages(session: _Session) -> Result:
         return Result("stopped")
     session.evaluate()
     if trial["engine.save_adapter"] and trial.adapts:
-        size = adapters.save(session.model, session.folder / "adapter", session.base.held)
+        size = build.save(session.model, session.folder / "adapter", session.base.held)
         session.metrics["adapter/bytes"] = size
-    if not adapters.moved(session.model):
+    if not build.moved(session.model):
         return Result("failed", error="training left lora_B at zero: nothing was learnt")
     return Result("done")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 
 @dataclass(frozen=True)

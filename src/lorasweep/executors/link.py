@@ -6,7 +6,8 @@ from pathlib import Path
 from lorasweep import engines
 from lorasweep.engines.base import Engine
 from lorasweep.executors.base import Handler, Job
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 
 class Link:

@@ -19,7 +19,7 @@ from typing import Any
 from lorasweep import engines
 from lorasweep.executors.base import Job
 from lorasweep.executors.link import Link
-from lorasweep.trial import Result
+from lorasweep.trial.result import Result
 
 Packs = queue.SimpleQueue[Sequence[Job] | None]
 # The controller decides what these mean, and tells.

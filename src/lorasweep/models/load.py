@@ -13,7 +13,7 @@ import transformers
 from lorasweep.errors import LorasweepError
 from lorasweep.models import roles
 from lorasweep.models.convert import DTYPES
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from lorasweep.trial.roles import NAMES
+
 LLAMA = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -49,7 +51,6 @@ BLOCKS = {"llama": "model.layers", "bert": "bert.encoder.layer", "roberta": "rob
 HEADS = {"llama": "score", "bert": "classifier", "roberta": "classifier", "gpt2": "score"}
 # Where position ids begin after the padding token's id: that id, unless a configuration says other.
 FIRST_POSITION_AFTER_PADDING = {"roberta": 1}
-NAMES = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 def blocks_of(model_type: str) -> str:

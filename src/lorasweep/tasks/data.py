@@ -112,3 +112,12 @@ def listing(items: Iterable[object], most: int = 5) -> str:
     shown = [str(item) for item in items]
     more = f" and {len(shown) - most:,} more" if len(shown) > most else ""
     return ", ".join(shown[:most]) + more
+
+
+def summary(task: Task, data: TaskData) -> str:
+    """Say how large a task is, and what the most common class alone would score."""
+    most = max(map(data.eval.labels.count, range(len(data.labels)))) / len(data.eval)
+    return (
+        f"task {task['name']}: {len(data.train):,} items to train, {len(data.eval):,} to evaluate, "
+        f"{len(data.labels)} classes; always the most common class has accuracy {most:.3f}"
+    )

@@ -15,7 +15,7 @@ import mlflow
 import psutil
 import pytest
 
-from lorasweep import record
+from lorasweep.record import reading
 from tests.conftest import ROOT
 
 # key → state and what was measured
@@ -28,7 +28,7 @@ TWO = "executor.workers=2"
 def table(uri: str) -> Table:
     """What a record says of its trials: of each key the run that is done, or the last."""
     found: dict[str, dict[str, Any]] = {}
-    for row in record.read(uri):
+    for row in reading.read(uri):
         key = row["lorasweep.key"]
         if found.get(key, {}).get("lorasweep.state") != "done":
             found[key] = row
@@ -158,7 +158,7 @@ class Sandbox:
 
     def attempts(self) -> Counter[str]:
         """How many runs each trial has in the record."""
-        return Counter(row["lora.r"] for row in record.read(self.uri))
+        return Counter(row["lora.r"] for row in reading.read(self.uri))
 
     def starts(self) -> Counter[str]:
         """How often each rank was started by an engine."""

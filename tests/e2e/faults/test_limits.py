@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lorasweep import record
+from lorasweep.record import reading
 from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox
 
 FOUR = ("lora.r=1,2,3,4", ENGINE.format("NoTorch"), TWO)
@@ -12,7 +12,7 @@ EIGHT = ("lora.r=1,2,3,...,8", *FOUR[1:])
 
 
 def tags(box: Sandbox, name: str) -> dict[str, str]:
-    return {r["lora.r"]: r[name] for r in record.read(box.uri) if name in r}
+    return {r["lora.r"]: r[name] for r in reading.read(box.uri) if name in r}
 
 
 def test_what_fails_once_is_run_again_and_the_record_is_as_if_nothing_had_been(
@@ -137,7 +137,7 @@ def test_a_trial_that_hangs_is_parted_from_its_pack_and_says_so(box: Sandbox) ->
     assert box.states() == {"done": 3, "failed": 1}
     assert [len(pack) for pack in packs_of(box) if 3 in pack] == [4, 2, 1]
     assert "4 trials of a pack, 2 at a time: not done after executor.timeout=0.02 min" in said
-    (key,) = (r["lorasweep.key"] for r in record.read(box.uri) if r["lora.r"] == "3")
+    (key,) = (r["lorasweep.key"] for r in reading.read(box.uri) if r["lora.r"] == "3")
     error = (box.output / "sweep" / key / "error.txt").read_text()
     assert "not done after executor.timeout=0.02 minutes" in error
     assert "trial.log" in error

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from mlflow.entities import ViewType
 
-from lorasweep import record
+from lorasweep.record import reading
 from tests.e2e.faults.conftest import ENGINE, TWO, Sandbox, Sandboxes, wait_for
 from tests.e2e.faults.servers import MlflowServer, postgres
 
@@ -50,7 +50,7 @@ def test_what_was_pruned_is_run_whole_by_one_of_two_controllers(
 ) -> None:
     box.call("lora.r=3,4", *EIGHT[1:])
     client = mlflow.MlflowClient(box.uri)
-    for row in record.read(box.uri):
+    for row in reading.read(box.uri):
         client.set_tag(row["run_id"], "lorasweep.state", "pruned")
     four = ("lora.r=1,2,3,4", *EIGHT[1:])
     # The first two ranks last until either controller knows of the other.
@@ -141,7 +141,7 @@ def test_a_result_that_the_record_refuses_is_put_aside_and_the_others_go_on(
     command = (*EIGHT, f"tracking.uri={box.uri}")
     one = box.start(*command, FAULTY_STEP_S=0.5)
     wait_for(lambda: (box.home / "starts").exists() and box.starts().total() >= 2, "two runs")
-    runs = {row["lora.r"]: row["run_id"] for row in record.read(box.uri)}
+    runs = {row["lora.r"]: row["run_id"] for row in reading.read(box.uri)}
     client = mlflow.MlflowClient(box.uri, box.uri)
     study = client.get_run(runs["2"]).info.experiment_id
     client.delete_run(runs["1"])
@@ -234,12 +234,12 @@ def test_what_was_trained_when_the_record_had_no_room_is_written_by_the_same_com
     left = [*box.output.glob("sweep/*/result.json"), *box.output.glob("sweep/*/refused/*/*.json")]
     waiting = {json.loads(file.read_text())["run"] for file in left}
     assert waiting
-    ranks = {row["lora.r"] for row in record.read(box.uri) if row["run_id"] in waiting}
+    ranks = {row["lora.r"] for row in reading.read(box.uri) if row["run_id"] in waiting}
     assert len(ranks) == len(waiting)  # their runs were not deleted
     filler.unlink()
     box.call(*command)
     like_calm(box, 8)
-    states = {row["run_id"]: row["lorasweep.state"] for row in record.read(box.uri)}
+    states = {row["run_id"]: row["lorasweep.state"] for row in reading.read(box.uri)}
     assert {states[run] for run in waiting} == {"done"}
     assert {box.starts()[rank] for rank in ranks} == {1}
     box.end()

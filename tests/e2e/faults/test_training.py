@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-from lorasweep import record
+from lorasweep.record import reading
 from tests.e2e.faults.conftest import ENGINE, Sandbox, Sandboxes, Table, wait_for
 
 QUICK = ("train.max_length=32", "train.batch_size=8", "train.epochs=1", "executor.workers=1")
@@ -29,7 +29,7 @@ def test_kills_memory_and_nan_in_training(box: Sandbox, calm: Callable[..., Tabl
         FAULTY_STEP_S=0, FAULTY_KILL="1:1", FAULTY_OOM="2:1,3:2", FAULTY_NAN="4:1",
     )  # fmt: skip
     assert box.starts() == {"1": 2, "2": 2, "3": 2, "4": 1}
-    rows = {r["lora.r"]: r for r in record.read(box.uri)}
+    rows = {r["lora.r"]: r for r in reading.read(box.uri)}
     states = [rows[str(r)]["lorasweep.state"] for r in (1, 2, 3, 4)]
     assert states == ["done", "done", "oom", "diverged"]
     assert "diverged (the loss was nan" in said
@@ -41,7 +41,7 @@ def test_kills_memory_and_nan_in_training(box: Sandbox, calm: Callable[..., Tabl
     said = box.call(*broken, "executor.oom=[accumulate]", FAULTY_STEP_S=0, FAULTY_OOM="3:3")
     assert "3 of 4 trials done, 1 diverged, 0 failed" in said
     assert box.starts() == {"1": 2, "2": 2, "3": 4, "4": 1}
-    third = {r["lorasweep.state"]: r for r in record.read(box.uri) if r["lora.r"] == "3"}
+    third = {r["lorasweep.state"]: r for r in reading.read(box.uri) if r["lora.r"] == "3"}
     assert third["done"]["lorasweep.changed"] == "train.batch_size=4 train.accumulation=2"
 
     expected, found = calm(*FOUR), box.table()
@@ -66,7 +66,7 @@ def test_a_trial_that_was_stopped_ends_as_one_that_never_was(
         assert one.ends() == 130, one.said
         box.is_left_clean()
         assert list(box.output.glob("sweep/*/state/checkpoint-*"))
-    stopped = [r for r in record.read(box.uri) if r["lorasweep.state"] == "stopped"]
+    stopped = [r for r in reading.read(box.uri) if r["lorasweep.state"] == "stopped"]
     assert [r["train.patience"] for r in stopped] == ["None", "4"]
     assert all(r["train/steps"] > 4 and "lorasweep.error" not in r for r in stopped)
     box.call(*slow, FAULTY_STEP_S=0)
@@ -90,7 +90,7 @@ def _steps(box: Sandbox) -> int:
 
 def _artifacts(box: Sandbox, key: str) -> Path:
     (run,) = (
-        r["run_id"] for r in record.read(box.uri)
+        r["run_id"] for r in reading.read(box.uri)
         if r["lorasweep.key"] == key and r["lorasweep.state"] == "done"
     )  # fmt: skip
     return Path(urlparse(mlflow.MlflowClient(box.uri).get_run(run).info.artifact_uri).path)

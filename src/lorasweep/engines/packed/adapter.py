@@ -15,8 +15,9 @@ from torch import nn
 from lorasweep.engines.packed.bank import Bank, Shape, shape_of
 from lorasweep.engines.packed.layout import Lane
 from lorasweep.engines.packed.noise import Noise
-from lorasweep.models import adapters, load, roles
-from lorasweep.trial import Trial
+from lorasweep.methods import build, heads
+from lorasweep.models import load, roles
+from lorasweep.trial.trial import Trial
 
 
 class Stream:
@@ -126,7 +127,7 @@ class Template:
         config.lora_dropout = adapter.dropout
         wrapper = self.shell.base_model.model.get_submodule(self.name)
         wrapper.modules_to_save["default"] = copy.deepcopy(adapter.head).cpu()
-        return adapters.save(self.shell, folder, adapter.unfound)
+        return build.save(self.shell, folder, adapter.unfound)
 
 
 class Adapter:
@@ -262,7 +263,7 @@ def _with_updates(head: nn.Module, trial: Trial) -> nn.Module:
     lora = trial.group("lora")
 
     def updated(linear: nn.Linear) -> nn.Module:
-        return adapters.LoraHead(linear, lora["r"], lora["alpha"], lora["dropout"])
+        return heads.LoraHead(linear, lora["r"], lora["alpha"], lora["dropout"])
 
     if isinstance(head, nn.Linear):
         return updated(head)
@@ -280,4 +281,4 @@ def _shell(trial: Trial, skeleton: nn.Module, head: nn.Module) -> Any:
     model = copy.deepcopy(skeleton, shared)
     # k-bit preparation concerns the base alone, which has been through it.
     changed = {"method.kbit_prepare": False, "target.head": "full", "lora.r": 1}
-    return adapters.prepare(Trial({**trial.config, **changed}), model)
+    return build.prepare(Trial({**trial.config, **changed}), model)

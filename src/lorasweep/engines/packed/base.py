@@ -14,7 +14,6 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
-from lorasweep import tasks
 from lorasweep.engines.packed.adapter import Adapter, Template, skeleton
 from lorasweep.engines.packed.bank import Bank
 from lorasweep.engines.packed.compat import base_of
@@ -33,7 +32,8 @@ from lorasweep.engines.packed.tokens import Side, side
 from lorasweep.errors import LorasweepError
 from lorasweep.models import load, padding, roles, source
 from lorasweep.models.convert import DTYPES
-from lorasweep.trial import Trial
+from lorasweep.tasks import sources, tokens
+from lorasweep.trial.trial import Trial
 
 _CACHE_SHARE = 0.4  # of the free memory, which a dequantised copy may take
 
@@ -138,10 +138,10 @@ class Base:
     def _load(self, trial: Trial) -> load.Loaded:
         cache = source.cache_home()
         found, task = source.locate(source.settings(trial), cache), trial.group("task")
-        data = tasks.load(task, cache)
+        data = sources.load(task, cache)
         tokenizer = load.tokenizer(found.folder)
         length = int(trial["train.max_length"])
-        parts = tasks.tokenise(data, task, tokenizer, found.tokenizer, length, cache)
+        parts = tokens.tokenise(data, task, tokenizer, found.tokenizer, length, cache)
         notes = padding.settle(tokenizer, found.folder, parts, length)
         pad: int = tokenizer.pad_token_id
         self.train, self.eval = (side(part, pad, self.device) for part in parts)

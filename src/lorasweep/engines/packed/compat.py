@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 # Bases whose forward pass was checked against the reference.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "bert", "roberta")

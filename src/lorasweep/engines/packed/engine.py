@@ -23,7 +23,8 @@ from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.compat import base_of
 from lorasweep.engines.packed.evaluation import Verdict, evaluate
 from lorasweep.engines.packed.member import Member
-from lorasweep.trial import Result, Trial
+from lorasweep.trial.result import Result
+from lorasweep.trial.trial import Trial
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from lorasweep import tasks
 from lorasweep.engines.packed.adapter import Adapter
 from lorasweep.engines.packed.base import Base
 from lorasweep.engines.packed.layout import Lane
 from lorasweep.engines.packed.steps import Steps
 from lorasweep.engines.packed.tokens import chunks
+from lorasweep.tasks.kinds import classification
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,6 @@ def _scores(
 def _verdict(base: Base, scores: torch.Tensor) -> Verdict:
     loss = float(functional.cross_entropy(scores, base.eval.labels))
     gold, on_cpu = base.eval.labels.cpu().numpy(), scores.cpu().numpy()
-    return Verdict(base.eval.ids, gold, on_cpu, {**tasks.metrics(gold, on_cpu), "eval/loss": loss})
+    return Verdict(
+        base.eval.ids, gold, on_cpu, {**classification.metrics(gold, on_cpu), "eval/loss": loss}
+    )

@@ -13,7 +13,7 @@ from lorasweep.engines.base import diverged_weights, finite, warmup_steps
 from lorasweep.engines.packed.adapter import Adapter
 from lorasweep.engines.packed.layout import Lane
 from lorasweep.engines.packed.tokens import Ints, Order, seed_of_workers, steps
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 
 def rates(trial: Trial, total: int) -> Callable[[int], float]:

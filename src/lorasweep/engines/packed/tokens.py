@@ -11,7 +11,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lorasweep.trial import Trial
+from lorasweep.trial.trial import Trial
 
 Ints = npt.NDArray[np.int64]
 

@@ -1,0 +1,1 @@
+"""What is trained: adapters, a head, or all weights."""

@@ -1,0 +1,1 @@
+"""The record: an MLflow store, the single source of truth about trials."""

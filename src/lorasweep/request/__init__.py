@@ -1,0 +1,1 @@
+"""What was asked for, checked as a whole before anything is loaded."""

@@ -1,0 +1,1 @@
+"""Results of a record as tables and files."""

@@ -1,0 +1,1 @@
+"""Plan a request, show it, run it: the sweep loop and what surrounds it."""

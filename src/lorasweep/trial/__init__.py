@@ -1,0 +1,1 @@
+"""Trials: one configuration each, its key, and its result."""

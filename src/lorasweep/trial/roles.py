@@ -1,0 +1,3 @@
+"""The roles that linear layers play in a transformer block."""
+
+NAMES = ("query", "key", "value", "output", "gate", "up", "down")
