@@ -296,17 +296,6 @@ def made(args: argparse.Namespace, clock: Clock) -> Any:
     if args.arm == "compiled":
         import transformers
 
-        from lorasweep.models import load
-
-        plain = load.base
-
-        def said(*args: Any) -> Any:
-            """Say what the first batch writes into the configuration: it would compile again."""
-            model = plain(*args)
-            model.config.problem_type = "single_label_classification"
-            return model
-
-        load.base = said
         compiled = partial(transformers.TrainingArguments, torch_compile=True)
         trainer.transformers.TrainingArguments = compiled
     return trainer.TrainerEngine()

@@ -192,7 +192,7 @@ def test_a_trial_that_diverges_is_a_result_and_the_others_run(
         "-m", "model=tiny_bert", "method=fft", "train.learning_rate=1e30,1e-3",
         "train.max_grad_norm=0", "train.optimizer=sgd", *data, f"output_dir={tmp_path}",
     )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(r["lorasweep.state"] for r in rows_of(tmp_path)) == ["diverged", "done"]
     assert "diverged (the loss was nan" in done.stdout
 

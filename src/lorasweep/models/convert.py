@@ -41,7 +41,7 @@ def gguf(file: Path, folder: Path) -> None:
     with torch.device("meta"):  # nothing is drawn that would be thrown away
         plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict(), assign=True)
-    plain.save_pretrained(folder)
+    _write(plain, folder)
 
 
 @contextmanager
@@ -70,8 +70,14 @@ def random(model: Mapping[str, Any], folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base = transformers.AutoModel.from_config(config, dtype=DTYPES[model["precision"]])
-    base.save_pretrained(folder)
+    _write(base, folder)
     byte_tokenizer().save_pretrained(folder)
+
+
+def _write(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """Save a model without transformers' progress bar, which would break the lines on screen."""
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:

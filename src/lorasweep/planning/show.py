@@ -54,7 +54,7 @@ def short(plan: Plan) -> str:
     if summary["calibrated"] and summary["roofline"]:
         source = f"measured trials for {summary['calibrated']}, the roofline for the rest"
     text = (
-        f"{len(plan.trials)} trials ({', '.join(states)}) on {plan.device.name} "
+        f"{naming.counted(len(plan.trials), 'trial')} ({', '.join(states)}) on {plan.device.name} "
         f"({plan.device.gib:.1f} GiB): at most {summary['peak_gib']:.1f} GiB, about "
         f"{duration(3600 * summary['gpu_hours'])} by {source}, "
         f"{summary['disk_gib']:.1f} GiB on disk."

@@ -10,6 +10,7 @@ from lorasweep import addresses
 from lorasweep.errors import DONE, SOME_FAILED
 from lorasweep.planning import packs
 from lorasweep.record import latest, sqlite_reader
+from lorasweep.trial import naming
 from lorasweep.trial.trial import Trial
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int |
     rows = latest.latest(sqlite_reader.read(file) or [], keys, packs.counts(settings))
     if len(rows) < len(keys) or not all(map(enough(settings), rows.values())):
         return None
-    heard = f"{sampler.total} trials, {sampler.total} already in the record"
+    heard = f"{naming.counted(sampler.total, 'trial')}, {sampler.total} already in the record"
     screen.print(f"study '{study}', sweep {sampler.identity}: {heard}", markup=False)
     failed = tell(request, ordered(request, rows), [False] * len(rows), sampler.total, screen)
     tell_next(settings, screen)

@@ -31,6 +31,7 @@ from lorasweep.running.signals import Signals
 from lorasweep.running.sweep import Outcome
 from lorasweep.search import pruners
 from lorasweep.search.base import Sampler
+from lorasweep.trial import naming
 from lorasweep.trial.trial import Trial
 
 MOST_CPU_WORKERS = 4
@@ -98,7 +99,8 @@ def _go(
     ended = [key for key in keys if key in history.known]  # a search may name a trial twice
     screen = Screen(sampler.total - len(ended), request.varying)
     heard = f", {len(ended)} already in the record" if ended else ""
-    screen.say(f"study '{study}', sweep {sampler.identity}: {sampler.total} trials{heard}")
+    trials_in_all = naming.counted(sampler.total, "trial")
+    screen.say(f"study '{study}', sweep {sampler.identity}: {trials_in_all}{heard}")
     if sampler.remembers:
         for line in other_searches(record.searches(study), sampler):
             screen.say(line)

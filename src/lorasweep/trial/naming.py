@@ -88,3 +88,8 @@ def cell(config: Mapping[str, Any], name: str) -> str:
     return (
         "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 trial``, ``12 trials``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
