@@ -1,22 +1,22 @@
-# Two commands on a fresh machine: make sweep, make test. `make` alone explains the rest.
+# Two commands on a fresh machine: make sweep, make test. `make` alone lists all of them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 5000
-# Other results than those in outputs/: RECORD is an output_dir (or a record's file or address),
-# TABLE a results file; OUT is where to write.
+# To read other results than those in outputs/: RECORD is an output_dir (or a record's file or
+# address), TABLE a results file. OUT is the folder to write to.
 FROM = $(if $(TABLE),--table "$$TABLE") $(if $(RECORD),--uri "$$RECORD") $(if $(OUT),--out "$$OUT")
 export RECORD TABLE OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep figures tables claims report ui test lint format bench clean
+.PHONY: help setup sweep figures tables claims report ui test test-fast lint format bench clean
 
-help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
-# Byte code is written for what is imported, when it is: compiling all of it takes as long as the
-# rest of the installation.
+# Byte code is written for a module when it is first imported: compiling everything takes as long
+# as the rest of the installation.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
@@ -26,42 +26,46 @@ $(READY): pyproject.toml constraints.txt
 	  $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-setup: $(READY) ## make .venv with all that is needed
+setup: $(READY) ## create .venv with everything installed
 
-sweep: $(READY) ## the default sweep: LoRA and QLoRA, r = 1 to 512, a small real model, real reviews
+sweep: $(READY) ## run the default sweep: LoRA and QLoRA, r = 1 to 512, a small real model, real reviews
 	$(BIN)/python sweep.py method=base
 	$(BIN)/python sweep.py -m method=lora,qlora lora.r=1,2,4,...,512
 
-figures: $(READY) ## record -> results/trials.parquet -> results/figures (of other runs: RECORD=their output_dir)
+figures: $(READY) ## draw the figures of a record into results/figures (another sweep: RECORD=its output_dir)
 	$(BIN)/python -m analysis figures $(FROM)
 
-tables: $(READY) ## the paper's Tables 1 to 4 beside our own accounting -> results/tables
+tables: $(READY) ## write the paper's Tables 1 to 4 beside our own numbers to results/tables
 	$(BIN)/python -m analysis tables $(FROM)
 
-claims: $(READY) ## the paper's claims judged: confirmed, refuted or undecided -> results/claims
+claims: $(READY) ## judge the paper's claims (confirmed, refuted, undecided) into results/claims
 	$(BIN)/python -m analysis claims $(FROM)
 
-report: $(READY) ## all of it as one page -> results/report (from a results file: TABLE=docs/runs/x.parquet)
+report: $(READY) ## write everything as one page to results/report (a results file: TABLE=docs/runs/x.parquet)
 	$(BIN)/python -m analysis report $(FROM)
 
-ui: $(READY) ## MLflow on localhost, to compare runs (RECORD= too)
+ui: $(READY) ## open MLflow on localhost to compare runs (another sweep: RECORD=)
 	@exec $(BIN)/python -m lorasweep.ui "$${RECORD:-outputs}" $(PORT)
 
-test: $(READY) ## the test-suite (real command lines on tiny models)
+test: $(READY) ## the whole test suite: also real command lines and engines on tiny models
 	$(BIN)/python -m pytest
 
-lint: $(READY) ## ruff, mypy, and the layers of imports
+# Leaves out what runs whole command lines, trains, uses the network or is marked slow.
+test-fast: $(READY) ## the unit tests: no slow, engine or end-to-end tests, under 3 minutes on 2 cores
+	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/engines -m 'not slow and not network and not gpu'
+
+lint: $(READY) ## ruff, mypy --strict, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src analysis sweep.py
 	PYTHONPATH=src:. $(BIN)/lint-imports
 
-format: $(READY) ## let ruff rewrite
+format: $(READY) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## where the seconds go at both ends of the default sweep (a record of its own)
+bench: $(READY) ## time the smallest and largest ranks of the default sweep (in a temporary record)
 	$(BIN)/python sweep.py -m method=lora,qlora lora.r=1,512 output_dir=$$(mktemp -d)
 
-clean: ## remove the environment and what was computed; the record in outputs/ stays
+clean: ## remove the environment and results; the record in outputs/ is kept
 	rm -rf $(VENV) results .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
