@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -203,6 +205,24 @@ REFUSED: dict[str, tuple[Sequence[str], str]] = {
 def test_what_cannot_be_packed_is_said(settings: Sequence[str], word: str, make: Make) -> None:
     (trial,) = make("model=tiny_llama", "engine=packed", *settings)
     assert word in str(problems(trial))
+
+
+def test_a_method_that_packs_do_not_know_is_refused(make: Make) -> None:
+    (trial,) = make("model=tiny_llama", "engine=packed")
+    for name in ("method.dora", "lora.rank_stabilised", "target.layers"):
+        assert name in str(problems(Trial({**trial.config, name: True})))
+
+
+def test_a_tensor_that_was_not_trained_is_not_saved(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft.LoraConfig", partial(peft.LoraConfig, use_dora=True))
+    trials = make("model=tiny_llama", "engine=packed", "train.max_steps=2")
+    (result,) = run(PackedEngine(), trials, tmp_path).results.values()
+    assert result.state == "failed"
+    assert "packs did not train" in str(result.error)
+    assert "magnitude" in str(result.error)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_packs_form_on_one_base(make: Make) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from lorasweep.engines.packed.bank import Bank, Shape, shape_of
 from lorasweep.engines.packed.layout import Lane
 from lorasweep.engines.packed.noise import Noise
+from lorasweep.errors import LorasweepError
 from lorasweep.methods import build, heads
 from lorasweep.models import load, roles
 from lorasweep.trial.trial import Trial
@@ -116,7 +117,12 @@ class Template:
         return found
 
     def save(self, adapter: "Adapter", folder: Path) -> int:
-        """Write an adapter as PEFT does. Returns its size in bytes."""
+        """Write an adapter as PEFT does. Returns its size in bytes.
+
+        Raises:
+            LorasweepError: PEFT would also write tensors that the bank did not train.
+        """
+        self._refuse_untrained([slot for slot, _, _ in adapter.layout.pairs])
         of_row = adapter.bank.weights[adapter.row]
         for slot, a, b in adapter.layout.pairs:
             layer = self.layers[slot]
@@ -128,6 +134,20 @@ class Template:
         wrapper = self.shell.base_model.model.get_submodule(self.name)
         wrapper.modules_to_save["default"] = copy.deepcopy(adapter.head).cpu()
         return build.save(self.shell, folder, adapter.unfound)
+
+    def _refuse_untrained(self, slots: Sequence[str]) -> None:
+        wrapper = self.shell.base_model.model.get_submodule(self.name)
+        trained = {id(p) for p in wrapper.parameters()}
+        for slot in slots:
+            layer = self.layers[slot]
+            trained |= {id(m["default"].weight) for m in (layer.lora_A, layer.lora_B)}
+        of_adapter = ((n, p) for n, p in self.shell.named_parameters() if p.requires_grad)
+        untrained = [name for name, p in of_adapter if id(p) not in trained]
+        if untrained:
+            raise LorasweepError(
+                f"packs did not train {untrained[0]} ({len(untrained)} such tensors), so the "
+                "adapter is not saved; use engine=trainer"
+            )
 
 
 class Adapter:

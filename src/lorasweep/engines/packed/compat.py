@@ -2,14 +2,32 @@
 
 from collections.abc import Hashable
 
+from lorasweep.trial.key import NEUTRAL
 from lorasweep.trial.trial import Trial
 
+# All that packs know of a method. Whatever else has an effect is left to the reference, as a
+# method that packs do not know would be trained as plain LoRA.
+SETTINGS = (
+    "method.name",
+    "method.trains",
+    "method.quant",
+    "method.double_quant",
+    "method.compute_dtype",
+    "method.kbit_prepare",
+    "lora.r",
+    "lora.alpha",
+    "lora.dropout",
+    "target.name",
+    "target.roles",
+    "target.head",
+)
 # Bases whose forward pass was checked against the reference.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "bert", "roberta")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 # What only a trial alone has to itself. Of the time of a pack each has a share.
 _OWN = ("memory", "speed/", "time")
 _SHARES = ("time/pack_share_s",)
+_OF_METHOD = ("method.", "lora.", "target.")
 _GROUPS = ("model.", "method.", "task.")
 _SHARED = ("train.precision", "train.max_length", "engine.exactness", "engine.nf4_cache")
 # Names and suggestions change nothing; batches of evaluation are the engine's own affair.
@@ -20,6 +38,9 @@ def problems(trial: Trial) -> str | None:
     """Say why a trial cannot be packed; None if it can."""
     if not trial.adapts:
         return f"method={trial['method.name']} trains no adapter"
+    unknown = unknown_settings(trial)
+    if unknown:
+        return f"{unknown[0]}={trial[unknown[0]]}: packs do not know {unknown[0]}"
     quant = trial["method.quant"]
     if quant not in (None, "nf4", "fp4"):
         return f"method.quant={quant}: packs know nf4 and fp4"
@@ -34,6 +55,17 @@ def problems(trial: Trial) -> str | None:
         return "train.checkpointing=true: packs keep their activations"
     own = own_objectives(trial)
     return f"sampler.objectives={own[0]}: a pack shares memory and time" if own else None
+
+
+def unknown_settings(trial: Trial) -> list[str]:
+    """Return the settings of the method that have an effect and that packs do not know."""
+    return [
+        name
+        for name, value in trial.config.items()
+        if name.startswith(_OF_METHOD)
+        and name not in SETTINGS
+        and not (name in NEUTRAL and value == NEUTRAL[name])
+    ]
 
 
 def own_objectives(trial: Trial) -> list[str]:
