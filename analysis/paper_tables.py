@@ -284,8 +284,9 @@ def table4(measured: Measurements) -> pd.DataFrame:
         layers = shapes.adapted(shape, tuple(trial["target.roles"]))
         for r, linear, linear_percent, attention, attention_percent in TABLE4:
             by_rule, total = table4_formula(shape, layers, r)
-            ours = parameters.count(Trial({**trial.config, "lora.r": r}), N_LABELS)
-            stock = parameters.adapter(shape, layers, r, head="full")
+            of_rank = {**trial.config, "lora.r": r}
+            ours = parameters.count(Trial(of_rank), N_LABELS)
+            stock = parameters.count(Trial({**of_rank, "target.head": "full"}), N_LABELS)
             names = {"target": str(trial["target.name"]), "head": str(trial["target.head"])}
             all_linear = target == LINEAR
             made.append(

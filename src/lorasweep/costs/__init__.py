@@ -2,8 +2,8 @@
 
 from lorasweep.costs.devices import Device
 from lorasweep.costs.memory import Memory
-from lorasweep.costs.parameters import Parameters
 from lorasweep.costs.seconds import Calibration, Data, Seconds, calibrate
+from lorasweep.methods.base import Parameters
 
 __all__ = [
     "Calibration",

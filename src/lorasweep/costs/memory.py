@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lorasweep.costs import activations
-from lorasweep.costs.parameters import Parameters, of
+from lorasweep.costs.parameters import of
 from lorasweep.costs.setting import Setting, setting_of
+from lorasweep.methods.base import Parameters
 from lorasweep.trial.trial import Trial
 
 GIB = 2**30

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lorasweep.costs.shapes import Linear, Shape, adapted, shape_of
+from lorasweep.trial.key import method_type
 from lorasweep.trial.trial import Trial
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -13,6 +14,7 @@ class Setting:
     """The relevant few of a trial's settings; equal settings are computed once."""
 
     shape: Shape
+    method: str  # module of the method: lora, full, …
     trains: str | None  # everything, adapter or None
     roles: tuple[str, ...]
     head: str
@@ -68,6 +70,7 @@ def setting_of(trial: Trial, n_labels: int) -> Setting:
     masters = trains == "everything" and finer
     return Setting(
         shape=shape_of(trial, n_labels),
+        method=method_type(config),
         trains=None if trains is None else str(trains),
         roles=tuple(config["target.roles"]) if adapts else (),
         head=str(config["target.head"]) if adapts else "",

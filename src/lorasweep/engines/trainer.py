@@ -420,6 +420,6 @@ def _stages(session: _Session) -> Result:
     if trial["engine.save_adapter"] and trial.adapts:
         size = build.save(session.model, session.folder / "adapter", session.base.held)
         session.metrics["adapter/bytes"] = size
-    if not build.moved(session.model):
-        return Result("failed", error="training left lora_B at zero: nothing was learnt")
+    if not build.moved(trial, session.model):
+        return Result("failed", error="training left the adapter at zero: nothing was learnt")
     return Result("done")

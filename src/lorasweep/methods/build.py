@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lorasweep import methods
 from lorasweep.methods.heads import LoraHead, swap_head
 from lorasweep.models import load, roles
 from lorasweep.trial.trial import Trial
@@ -33,23 +34,16 @@ def prepare(trial: Trial, model: transformers.PreTrainedModel) -> nn.Module:
             model, use_gradient_checkpointing=trial["train.checkpointing"]
         )
     torch.manual_seed(trial["seed"])
-    if not trial.adapts:
-        model.requires_grad_(trial["method.trains"] == "everything")
+    method = methods.of(trial.config)
+    if method.trains != "adapter":
+        model.requires_grad_(method.trains == "everything")
         return model
     head = roles.head_of(model.config.model_type)
-    lora = trial.group("lora")
     if trial["target.head"] == "full_lora":
+        lora = trial.group("lora")
         swap_head(model, head, LoraHead, r=lora["r"], alpha=lora["alpha"], dropout=lora["dropout"])
-    # A fresh one each time: PEFT writes into it.
-    config = peft.LoraConfig(
-        task_type=peft.TaskType.SEQ_CLS,
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=target_pattern(model.config.model_type, trial["target.roles"]),
-        modules_to_save=[head],
-    )
-    return peft.get_peft_model(model, config)
+    layers = target_pattern(model.config.model_type, trial["target.roles"])
+    return peft.get_peft_model(model, method.peft_config(trial, layers, head))
 
 
 def strip(model: peft.PeftModel) -> transformers.PreTrainedModel:
@@ -77,9 +71,11 @@ def finite(model: nn.Module) -> bool:
     return all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
-def moved(model: nn.Module) -> bool:
-    """Whether training changed the adapter: B starts at zero and must have left it."""
-    norms = [p.norm() for n, p in model.named_parameters() if "lora_B" in n and p.requires_grad]
+def moved(trial: Trial, model: nn.Module) -> bool:
+    """Whether training changed the weights that start at zero, if there are any."""
+    zero = methods.of(trial.config).starts_at_zero
+    trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    norms = [p.norm() for n, p in trained if zero and zero in n]
     return not norms or bool(torch.stack(norms).sum() > 0)
 
 

@@ -9,6 +9,7 @@ from lorasweep.costs import memory, parameters, seconds
 from lorasweep.costs.devices import Device
 from lorasweep.costs.seconds import Calibration, Data
 from lorasweep.costs.setting import Setting, setting_of
+from lorasweep.methods.base import Parameters
 from lorasweep.planning import packs
 from lorasweep.planning.remedies import remedy
 from lorasweep.trial.result import FINAL_STATES
@@ -25,7 +26,7 @@ class Planned:
 
     trial: Trial
     state: State
-    parameters: parameters.Parameters
+    parameters: Parameters
     memory: memory.Memory
     seconds: seconds.Seconds  # of a device: its share where it trains in a pack
     fits: bool
@@ -173,7 +174,7 @@ def state_of(recorded: str | None) -> State:
     return "done" if recorded in _OVER else "failed"
 
 
-def size_on_disk(trial: Trial, counted: parameters.Parameters, data: Data) -> int:
+def size_on_disk(trial: Trial, counted: Parameters, data: Data) -> int:
     """Bytes of a trial's artefacts: its adapter in float32, a row of scores for each item."""
     adapter = 4 * (counted.adapters + counted.head) if trial["engine.save_adapter"] else 0
     return adapter + data.eval_items * (4 * data.n_labels + 24)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorasweep import methods
 from lorasweep.costs import memory
 from lorasweep.costs.devices import Device
 from lorasweep.trial.trial import Trial
@@ -63,21 +64,17 @@ def changes(trial: Trial) -> list[list[Change]]:
     8-bit states, 4-bit weights and other methods change the arithmetic, shorter texts the data:
     of these each is a kind of its own, since a larger one alters the result more.
     """
-    trains, lengths = trial["method.trains"], halves(int(trial["train.max_length"]), MIN_LENGTH)
+    method, lengths = methods.of(trial.config), halves(int(trial["train.max_length"]), MIN_LENGTH)
     evaluation = [
         changed("train.eval_batch_size", n) for n in halves(trial["train.eval_batch_size"])
     ]
     shorter = [[changed("train.max_length", length)] for length in lengths]
-    if trains is None:
+    if method.trains is None:
         return [evaluation, *shorter]
     again = [] if trial["train.checkpointing"] else [changed("train.checkpointing", True)]
     paged = [changed("train.optimizer", "paged_adamw_8bit")]
-    qlora = Change(("method=qlora",), {"method.trains": "adapter", "method.quant": "nf4"})
-    lora = Change(("method=lora",), {"method.trains": "adapter"})
-    methods = [[lora], [qlora]] if trains == "everything" else [[qlora]]
-    if trial["method.quant"] in ("nf4", "fp4"):
-        methods = []
-    return [evaluation, again, smaller_batches(trial), paged, *methods, *shorter]
+    cheaper = [[Change((typed,), settings)] for typed, settings in method.cheaper(trial.config)]
+    return [evaluation, again, smaller_batches(trial), paged, *cheaper, *shorter]
 
 
 def changed(name: str, value: Any) -> Change:

@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import Any
 
 from omegaconf import MISSING
 
+from lorasweep import methods
 from lorasweep.errors import nearest
 from lorasweep.models import roles
 from lorasweep.space.schema import OOM_REMEDIES
-from lorasweep.trial.key import Config, whole
+from lorasweep.trial.key import Config
 
 # What transformers calls them; listed here because a check must not import torch.
 SCHEDULES = (
@@ -70,40 +69,6 @@ def positive(config: Config, names: Iterable[str], *, zero: bool = False) -> lis
     return found
 
 
-def alpha_of(r: Any, alpha: Any) -> float:
-    """Return alpha as a number; ``2r``, ``r`` and ``0.5r`` are multiples of the rank.
-
-    Raises:
-        ValueError: it is neither a number nor a multiple of r.
-    """
-    if isinstance(alpha, int | float) and not isinstance(alpha, bool):
-        return whole(alpha)
-    factors = _factors(str(alpha).strip())
-    if factors is None:
-        raise ValueError(f"lora.alpha={alpha}: neither a number nor a multiple of r (r, 2r, 0.5r)")
-    return whole(factors[0] * r / factors[1])
-
-
-@lru_cache(maxsize=256)
-def _factors(alpha: str) -> tuple[float, float] | None:
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)?\s*\*?\s*r(?:/(\d+\.?\d*))?", alpha)
-    return None if match is None else (float(match[1] or 1), float(match[2] or 1))
-
-
-def rank_problems(config: Config) -> list[str]:
-    """Say what is wrong with rank and alpha."""
-    r, alpha = config["lora.r"], config["lora.alpha"]
-    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        return [f"lora.r={r}: the rank must be a whole number of at least 1"]
-    try:
-        value = alpha_of(r, alpha)
-    except ValueError as error:
-        return [str(error)]
-    if value <= 0:
-        return [f"lora.alpha={alpha}: alpha must be above 0 (the update is scaled by alpha/r)"]
-    return []
-
-
 def problems(config: Config) -> list[str]:
     """Everything wrong with one trial's settings, each as a sentence that says where."""
     missing = [name for name, value in config.items() if value == MISSING]
@@ -134,18 +99,7 @@ def problems(config: Config) -> list[str]:
         found.append(f"train.warmup={config['train.warmup']}: a share of the steps, from 0 to 1")
     if config["train.patience"] and not config["train.eval_every"]:
         found.append("train.patience needs train.eval_every: how often is the model evaluated?")
-    if config["method.trains"] == "adapter":
-        found += adapter_problems(config)
-    if config["method.trains"] == "everything" and config["method.quant"] is not None:
-        found.append(
-            f"method={config['method.name']} method.quant={config['method.quant']}: quantised "
-            "weights cannot be trained; use method=qlora, or method.quant=null"
-        )
-    if _untrainable(config):
-        found.append(
-            "train.precision=fp16 train.master_weights=none: float16 weights cannot be trained, "
-            "as their gradients are scaled; use train.master_weights=float32, or bf16"
-        )
+    found += methods.problems(config)
     prefix = "model.shape."
     limit = roles.longest_text(
         {n.removeprefix(prefix): v for n, v in config.items() if n.startswith(prefix)}
@@ -158,17 +112,11 @@ def problems(config: Config) -> list[str]:
     return found
 
 
-def _untrainable(config: Config) -> bool:
-    everything = config["method.trains"] == "everything"
-    half = config["train.precision"] == "fp16"
-    return bool(everything and half and config["train.master_weights"] == "none")
-
-
 def loose_problems(config: Config) -> list[str]:
     """What ``problems`` says of a trial where another of its kind (``trial.LOOSE``) is right."""
     found = positive(config, ("train.learning_rate",))
     found += positive(config, ("seed",), zero=True)
-    return found + (rank_problems(config) if config["method.trains"] == "adapter" else [])
+    return found + methods.of(config).loose_problems(config)
 
 
 def executor_problems(config: Config) -> list[str]:
@@ -200,18 +148,3 @@ def pruner_problems(config: Config) -> list[str]:
         share = config["pruner.min_share"]
         found.append(f"pruner.min_share={share}: a share of the training, between 0 and 1")
     return found + positive(config, ("pruner.min_trials",))
-
-
-def adapter_problems(config: Config) -> list[str]:
-    """Say what is wrong with rank, alpha, dropout and target modules."""
-    found = rank_problems(config)
-    if not 0 <= config["lora.dropout"] < 1:
-        found.append(f"lora.dropout={config['lora.dropout']}: must be from 0 to below 1")
-    wanted = config["target.roles"]
-    if not wanted:
-        found.append("target.roles=[]: an adapter needs at least one layer")
-    model_type = config.get("model.shape.model_type")
-    if model_type is not None:
-        where = f"target={config['target.name']} model={config['model.name']}"
-        found += [f"{where}: {text}" for text in roles.problems(model_type, tuple(wanted))]
-    return found

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep.errors import RequestError
+from lorasweep.methods.lora import alpha_of
 from lorasweep.space import checks
 from lorasweep.space.composition import Composed, Composer, describe, plain
 from lorasweep.space.grammar import Axis, Space
@@ -120,7 +121,7 @@ def finish(flat: dict[str, Any], problems: list[str]) -> Trial:
 def _settled(flat: dict[str, Any], found: list[str], problems: list[str]) -> dict[str, Any]:
     problems += [text for text in found if text not in problems]
     if not found:
-        flat["lora.alpha"] = checks.alpha_of(flat["lora.r"], flat["lora.alpha"])
+        flat["lora.alpha"] = alpha_of(flat["lora.r"], flat["lora.alpha"])
     return flat
 
 

@@ -100,6 +100,7 @@ class Model:
 @dataclass
 class Method:
     name: str = MISSING
+    type: str = MISSING
     trains: Trains | None = MISSING
     quant: Quant | None = MISSING
     double_quant: bool = MISSING

@@ -39,9 +39,13 @@ _UNTRAINED = ("train.precision", "train.max_length", "train.padding")
 # that can change a result gets its line here together with its default in conf/:
 #     "method.dora": False,
 NEUTRAL: dict[str, Any] = {
+    "method.type": None,  # the one that there was: METHOD_TYPES
     "train.master_weights": "none",
     "model.precision": "fp32",  # of random weights, which are drawn in it
 }
+
+# What was trained where records have no method.type, by method.trains.
+METHOD_TYPES = {"adapter": "lora", "everything": "full", None: "untrained"}
 
 # Which trials give other numbers than an earlier release did, and why: one line a change. Their
 # keys hold how many of these changes concern them, so that they run again, and no others do.
@@ -72,6 +76,7 @@ _MOOT: list[tuple[str, Any, Callable[[Config], bool]]] = [
     ("train.epochs", 1.0, lambda c: c.get("train.max_steps") is not None),
     ("train.warmup", 0.1, lambda c: c.get("train.schedule") == "constant"),
     ("train.master_weights", "none", lambda c: not _trains_bf16_weights(c)),
+    ("method.type", None, lambda c: c["method.type"] == METHOD_TYPES.get(c["method.trains"])),
     ("method.double_quant", False, lambda c: c["method.quant"] == "int8"),
     ("task.eval_fraction", 0.2, lambda c: c.get("task.source") != "hub" and _apart(c)),
     ("task.eval_fraction", None, lambda c: c.get("task.source") == "hub" and _apart(c)),
@@ -83,6 +88,11 @@ _MOOT: list[tuple[str, Any, Callable[[Config], bool]]] = [
     ("model.revision", None, lambda c: c["model.source"] != "hub"),
     ("model.tokenizer", None, lambda c: c["model.source"] != "random"),
 ]
+
+
+def method_type(config: Config) -> str:
+    """Return the module of a trial's method; records of earlier releases do not name it."""
+    return str(config.get("method.type") or METHOD_TYPES[config["method.trains"]])
 
 
 def _trains_bf16_weights(config: Config) -> bool:

@@ -1,26 +1,11 @@
 """Which trials can be packed, and which may share a pack. Imports nothing heavy."""
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 
+from lorasweep import methods
 from lorasweep.trial.key import NEUTRAL
 from lorasweep.trial.trial import Trial
 
-# All that packs know of a method. Whatever else has an effect is left to the reference, as a
-# method that packs do not know would be trained as plain LoRA.
-SETTINGS = (
-    "method.name",
-    "method.trains",
-    "method.quant",
-    "method.double_quant",
-    "method.compute_dtype",
-    "method.kbit_prepare",
-    "lora.r",
-    "lora.alpha",
-    "lora.dropout",
-    "target.name",
-    "target.roles",
-    "target.head",
-)
 # Bases whose forward pass was checked against the reference.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "bert", "roberta")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
@@ -38,7 +23,10 @@ def problems(trial: Trial) -> str | None:
     """Say why a trial cannot be packed; None if it can."""
     if not trial.adapts:
         return f"method={trial['method.name']} trains no adapter"
-    unknown = unknown_settings(trial)
+    known = methods.of(trial.config).packed
+    if known is None:
+        return f"method={trial['method.name']}: packs do not know this method"
+    unknown = unknown_settings(trial, known)
     if unknown:
         return f"{unknown[0]}={trial[unknown[0]]}: packs do not know {unknown[0]}"
     quant = trial["method.quant"]
@@ -57,13 +45,16 @@ def problems(trial: Trial) -> str | None:
     return f"sampler.objectives={own[0]}: a pack shares memory and time" if own else None
 
 
-def unknown_settings(trial: Trial) -> list[str]:
-    """Return the settings of the method that have an effect and that packs do not know."""
+def unknown_settings(trial: Trial, known: Container[str]) -> list[str]:
+    """Return the settings of the method that have an effect and that packs do not know.
+
+    They would be left out of account, and the trial trained as something else.
+    """
     return [
         name
         for name, value in trial.config.items()
         if name.startswith(_OF_METHOD)
-        and name not in SETTINGS
+        and name not in known
         and not (name in NEUTRAL and value == NEUTRAL[name])
     ]
 

@@ -290,7 +290,7 @@ class Pack:
                 member.adapter, member.folder / "adapter"
             )
         if not moved:
-            error = "training left lora_B at zero: nothing was learnt"
+            error = "training left the adapter at zero: nothing was learnt"
             return Result("failed", metrics=metrics, error=error)
         return Result("done", metrics=metrics)
 
