@@ -248,9 +248,9 @@ def test_a_part_refuted_alone_is_confirmed_in_no_company() -> None:
 
 @pytest.mark.parametrize("kind", ["greater", "equal", "no worse"])
 def test_company_makes_no_part_more_certain(kind: verdicts.Kind) -> None:
-    steps = np.linspace(-0.03, 0.03, 25)
+    steps = np.linspace(-0.03, 0.03, 9)
     for effect in steps:
-        for error in (0.0005, 0.0017, 0.004, 0.01):
+        for error in (0.0005, 0.0017, 0.01):
             one = part(float(effect), error, kind)
             (alone,) = verdicts.corrected([one])
             among = verdicts.corrected([one, part(0.05, 0.001), part(0.0, 0.03)])[0]

@@ -1,5 +1,6 @@
 """What a method answers for. Imports nothing heavy, as plans and refusals ask it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -37,7 +38,7 @@ class Parameters:
         return 100 * self.trainable / self.total
 
 
-class Method:
+class Method(ABC):
     """One way to train a model. A module of a method holds one of these as ``METHOD``.
 
     What is not overridden is right for a method that has no settings of its own and that packs
@@ -56,9 +57,9 @@ class Method:
         # Not inherited: packs would train a method that is built on LoRA as LoRA itself.
         cls.packed = cls.__dict__.get("packed")
 
+    @abstractmethod
     def parameters(self, setting: "Setting") -> Parameters:
         """Count what there is and what is trained."""
-        raise NotImplementedError
 
     def problems(self, config: Config) -> list[str]:
         """Say what is wrong with the settings of a trial, each a sentence that says where."""
@@ -82,5 +83,8 @@ class Method:
             trial: what is to be trained.
             layers: regular expression for the full names of the adapted layers.
             head: name of the module that is trained in full and saved with the adapter.
+
+        Raises:
+            TypeError: the method trains no adapter, or does not say how.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} tells PEFT nothing")
