@@ -132,12 +132,12 @@ def test_a_healthy_pack_is_not_ended_by_the_limit_of_one_trial(box: Sandbox) -> 
 
 
 def test_a_trial_that_hangs_is_parted_from_its_pack_and_says_so(box: Sandbox) -> None:
-    four = ("lora.r=1,2,3,4", *PACK[1:], "executor.workers=1", "executor.timeout=0.02")
+    four = ("lora.r=1,2,3,4", *PACK[1:], "executor.workers=1", "executor.timeout=0.04")
     said = box.call(*four, code=1, FAULTY_STEP_S=0.01, FAULTY_HANG="3:99")
     assert box.states() == {"done": 3, "failed": 1}
     assert [len(pack) for pack in packs_of(box) if 3 in pack] == [4, 2, 1]
-    assert "4 trials of a pack, 2 at a time: not done after executor.timeout=0.02 min" in said
+    assert "4 trials of a pack, 2 at a time: not done after executor.timeout=0.04 min" in said
     (key,) = (r["lorasweep.key"] for r in reading.read(box.uri) if r["lora.r"] == "3")
     error = (box.output / "sweep" / key / "error.txt").read_text()
-    assert "not done after executor.timeout=0.02 minutes" in error
+    assert "not done after executor.timeout=0.04 minutes" in error
     assert "trial.log" in error
