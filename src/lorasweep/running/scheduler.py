@@ -168,7 +168,9 @@ class Scheduler:
             self.interrupted = True
             self.stop()
             what = "save their state" if self.executor.stopping else "end"
-            self.screen.say(f"stopping: running trials {what}; once more ends now", style="yellow")
+            self.screen.say(
+                f"stopping: running trials {what}; press Ctrl-C again to exit now", style="yellow"
+            )
             return
         self.killed = self.stopped = self.interrupted = True
         self.executor.interrupt()

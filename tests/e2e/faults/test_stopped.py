@@ -118,7 +118,7 @@ def test_twice_ends_now(box: Sandbox) -> None:
     one = box.start(*EIGHT, FAULTY_STEP_S=60)
     wait_for(lambda: (box.home / "starts").exists(), "a start")
     one.tell(signal.SIGINT)
-    one.hears("once more ends now")
+    one.hears("press Ctrl-C again to exit now")
     one.tell(signal.SIGINT)
     assert one.ends(10) == 130
     box.is_left_clean()
