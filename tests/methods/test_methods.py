@@ -79,7 +79,7 @@ def test_a_method_built_on_lora_is_not_packed_unless_it_says_so() -> None:
         packed = Lora.packed
 
     assert Built().packed is None
-    assert Method().packed is None
+    assert Method.packed is None
     assert Known().packed == Lora().packed is not None
 
 
