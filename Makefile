@@ -51,7 +51,7 @@ test: $(READY) ## the whole test suite: also real command lines and engines on t
 	$(BIN)/python -m pytest
 
 # Leaves out what runs whole command lines, trains, uses the network or is marked slow.
-test-fast: $(READY) ## the unit tests: no slow, engine or end-to-end tests, under 3 minutes on 2 cores
+test-fast: $(READY) ## the unit tests: no slow, engine or end-to-end tests
 	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/engines -m 'not slow and not network and not gpu'
 
 lint: $(READY) ## ruff, mypy --strict, and the direction of imports
