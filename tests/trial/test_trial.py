@@ -218,6 +218,8 @@ def test_a_record_that_is_not_there_or_broken_is_a_sentence(tmp_path: Path) -> N
     broken.write_text("no database, but long enough to be taken for the header of one " * 20)
     with pytest.raises(RecordError, match="cannot be used"):
         Record(f"sqlite:///{broken}", tmp_path)
+    with pytest.raises(RecordError, match="it is a folder; name a file in it"):
+        Record(f"sqlite:///{tmp_path}", tmp_path)
 
 
 def test_a_folder_made_once_is_never_seen_half_made(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class Method(ABC):
         return []
 
     def loose_problems(self, config: Config) -> list[str]:
-        """Say what ``problems`` says that may differ where only ``trial.LOOSE`` settings do."""
+        """Say what ``problems`` says that may differ where only ``key.LOOSE`` settings do."""
         return []
 
     def cheaper(self, config: Config) -> Sequence[tuple[str, Config]]:

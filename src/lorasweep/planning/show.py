@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lorasweep.planning import packs
+from lorasweep.planning.plan import GIB, Plan, Planned
 from lorasweep.trial import naming
 from lorasweep.trial.key import Form, filled, form
 
 if TYPE_CHECKING:
     from rich.console import Console
-from lorasweep.planning.plan import GIB, Plan, Planned
 
 LIST_UP_TO = 60  # trials are listed one by one up to so many, and grouped beyond
 

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lorasweep import addresses
+
 Mark = tuple[int | None, str | None]  # when a run ended, and in which state
 _ACTIVE = "lifecycle_stage = 'active'"
 OURS = f"""
@@ -31,6 +33,8 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
 
 def damage(file: Path) -> str | None:
     """Say why a file can be no record, where that is certain: MLflow would try for minutes."""
+    if file.is_dir():
+        return f"it is a folder; name a file in it ({file / addresses.NAME})"
     try:
         with _reading(file) as record:
             record.execute("SELECT name FROM sqlite_master").fetchall()

@@ -146,7 +146,7 @@ def one_per_seed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def outdated(run: Run) -> bool:
-    """Whether a later release changed the numbers of such a trial (``trial.NUMERICS``)."""
+    """Whether a later release changed the numbers of such a trial (``key.NUMERICS``)."""
     config = {name: _value(text) for name, text in run.items() if name.startswith(_GROUPS)}
     try:
         return int(run.get("lorasweep.numerics") or 0) < numerics(config)

@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -20,6 +20,9 @@ from lorasweep.running.summary import collapsed, means, results
 from lorasweep.search import objectives
 from lorasweep.search.base import Sampler
 from lorasweep.trial.trial import Trial
+
+ROOT = Path(__file__).resolve().parents[3]  # where the Makefile is
+DEFAULT = "outputs"  # record that `make ui` and its like take without being told
 
 
 class Ending:
@@ -46,7 +49,7 @@ class Ending:
             if scheduler.interrupted:
                 return errors.STOPPED
         if scheduler.error is not None:
-            raise RecordError(f"{scheduler.error}; the same command goes on when that is mended")
+            raise RecordError(f"{scheduler.error}; fix this and rerun: the sweep resumes")
         found = self.record.rows(scheduler.keys, counts=packs.counts(self.request.settings))
         rows = ordered(self.request, found)
         front = self._front(rows)
@@ -115,20 +118,13 @@ class Ending:
         )
 
 
-if TYPE_CHECKING:
-    from lorasweep.request.request import Request
-
-ROOT = Path(__file__).resolve().parents[3]  # where the Makefile is
-DEFAULT = "outputs"  # record that `make ui` and its like take without being told
-
-
-def ordered(request: "Request", rows: Mapping[str, Row]) -> list[Row]:
+def ordered(request: Request, rows: Mapping[str, Row]) -> list[Row]:
     """Best first by the first objective; what has no value comes last."""
     return sorted(rows.values(), key=request.objectives[0].loss)
 
 
 def tell(
-    request: "Request", rows: Sequence[Row], front: Sequence[bool], total: int, screen: Console
+    request: Request, rows: Sequence[Row], front: Sequence[bool], total: int, screen: Console
 ) -> int:
     """Show the table of a sweep and how many trials are done. Returns how many failed."""
     if rows:

@@ -10,13 +10,13 @@ from lorasweep import addresses
 from lorasweep.errors import DONE, SOME_FAILED
 from lorasweep.planning import packs
 from lorasweep.record import latest, sqlite_reader
+from lorasweep.running.ending import ordered, tell, tell_next
+from lorasweep.running.resume import enough
 from lorasweep.trial import naming
 from lorasweep.trial.trial import Trial
 
 if TYPE_CHECKING:
     from lorasweep.request.request import Request
-from lorasweep.running.ending import ordered, tell, tell_next
-from lorasweep.running.resume import enough
 
 
 def shown(request: "Request", trials: Sequence[Trial], screen: Console) -> int | None:

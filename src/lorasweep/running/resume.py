@@ -11,6 +11,8 @@ from lorasweep.search.base import Past, Sampler
 from lorasweep.trial.result import FINAL_STATES, State
 from lorasweep.trial.trial import Trial, lacks_adapter
 
+Row = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Known:
@@ -97,9 +99,6 @@ def reports(record: Record, row: Mapping[str, Any]) -> list[pruners.Report]:
             scores.setdefault(step, {})[name] = value
     total = int(row["train/total_steps"])
     return [pruners.Report(step, total, found) for step, found in sorted(scores.items())]
-
-
-Row = Mapping[str, Any]
 
 
 def final(settings: Trial) -> frozenset[State]:

@@ -49,7 +49,7 @@ def run(request: Request, trials: Sequence[Trial], found: plan.Plan, *, inline: 
         inline: run in this process rather than in workers.
 
     Returns:
-        What became of it; exit code 0 where all is done, 1 where some trials failed, 130 where
+        How it ended; exit code 0 where all is done, 1 where some trials failed, 130 where
         the user or a limit of time stopped it.
 
     Raises:
@@ -84,7 +84,7 @@ def _go(
     signals: Signals,
     *,
     inline: bool,
-) -> "Ending":
+) -> Ending:
     """Run what is not in the record."""
     settings, study = request.settings, str(request.settings["name"])
     output = Path(str(settings["output_dir"])) / study
@@ -200,5 +200,5 @@ def _local(gpus: Sequence[str], settings: Trial, found: plan.Plan, total: int, l
     return Local([{"OMP_NUM_THREADS": threads}] * workers, target, logs)
 
 
-# By executor.name; config.EXECUTORS lists the names for a check that loads none of them.
+# By executor.name; space.checks.EXECUTORS lists the names for a check that loads none of them.
 _EXECUTORS: dict[str, Callable[..., Executor]] = {"local": _local}

@@ -12,9 +12,6 @@ from lorasweep.trial import naming
 BEST = 100  # trials that the final table lists
 
 
-# ------------------------------------------------------------------- the final table
-
-
 def memory_text(metrics: Mapping[str, Any]) -> str:
     """Return a trial's peak memory for people; its pack's, marked with *, where it has no own."""
     for name in ("memory/peak_allocated_gib", "memory/peak_rss_gib"):

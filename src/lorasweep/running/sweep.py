@@ -10,6 +10,10 @@ from omegaconf import DictConfig
 
 from lorasweep.errors import DONE, RequestError
 from lorasweep.planning import plan, show
+from lorasweep.planning.prepare import planned
+from lorasweep.request.preflight import device_problems, preflight
+from lorasweep.request.request import Request, request_of, with_content
+from lorasweep.running.fetch import fetch
 from lorasweep.search import objectives
 from lorasweep.space import expand, hydra_cache
 from lorasweep.space.composition import Composer, plain
@@ -17,10 +21,6 @@ from lorasweep.trial.trial import Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
-from lorasweep.planning.prepare import planned
-from lorasweep.request.preflight import device_problems, preflight
-from lorasweep.request.request import Request, request_of, with_content
-from lorasweep.running.fetch import fetch
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def carry_out(request: Request, *, inline: bool = False) -> Outcome:
     if wanted == "json":
         print(show.to_json(found))
         return Outcome(DONE)
+    # These draw with rich, which takes a while to load.
     from lorasweep.console import console
-    from lorasweep.running import finished  # draws with rich, which takes a while to load
+    from lorasweep.running import finished
 
     screen = console()
     if wanted == "table":

@@ -113,7 +113,7 @@ def problems(config: Config) -> list[str]:
 
 
 def loose_problems(config: Config) -> list[str]:
-    """What ``problems`` says of a trial where another of its kind (``trial.LOOSE``) is right."""
+    """What ``problems`` says of a trial where another of its kind (``key.LOOSE``) is right."""
     found = positive(config, ("train.learning_rate",))
     found += positive(config, ("seed",), zero=True)
     return found + methods.of(config).loose_problems(config)

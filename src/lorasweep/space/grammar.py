@@ -18,9 +18,6 @@ from lorasweep.space.progressions import ELLIPSIS, GEOMETRIC_KEYS, expand_ellips
 WHOLE_KEYS = ("lora.r", "lora.alpha")
 
 
-# -------------------------------------------------------------------------- the space
-
-
 @dataclass(frozen=True)
 class Interval:
     """Numbers from ``low`` to ``high``, both included; ``of_r``: they are multiples of r."""

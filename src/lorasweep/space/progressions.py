@@ -11,9 +11,6 @@ GEOMETRIC_KEYS = ("lora.r", "lora.alpha", "train.learning_rate", "train.batch_si
 ELLIPSIS = "..."
 
 
-# --------------------------------------------------------------------- progressions
-
-
 def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9)
 
